@@ -1,0 +1,1 @@
+"""Fourth floor: make it so."""

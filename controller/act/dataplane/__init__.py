@@ -1,0 +1,1 @@
+"""Desired state to OpenFlow and back: pure functions, no socket and no clock."""

@@ -1,0 +1,223 @@
+"""Flow entries, groups and meters as frozen records.
+
+A record is what we want or what a switch said it has; both sides are made canonical
+(`match`), so that two records are equal exactly when the switch would treat them alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from controller.act.dataplane.openflow.fields import Field
+
+#: Reserved ports (OpenFlow 1.5.1, 7.2.1.2).
+IN_PORT_NUMBER = 0xFFFFFFF8
+CONTROLLER = 0xFFFFFFFD
+LOCAL = 0xFFFFFFFE
+NO_BUFFER = 0xFFFFFFFF
+
+#: Field, value, and mask or None for an exact match.
+Test = tuple[Field, int, int | None]
+Match = tuple[Test, ...]
+
+
+def match(*tests: tuple[Field, int] | Test) -> Match:
+    """Tests in canonical form: masks applied to values, full masks dropped, empty ones
+    left out, in order of class and number. ValueError where a value does not fit."""
+    canonical: dict[Field, Test] = {}
+    for test in tests:
+        field, value = test[0], test[1]
+        mask = test[2] if len(test) == 3 else None
+        if mask is None:
+            mask = field.full_mask
+        if not 0 <= value <= field.full_mask or not 0 <= mask <= field.full_mask:
+            raise ValueError(f"{field.name}={value:#x}/{mask:#x} is wider than {field.bits} bits")
+        if field in canonical:
+            raise ValueError(f"{field.name} is matched twice")
+        if mask:
+            exact = mask == field.full_mask
+            canonical[field] = (field, value & mask, None if exact else mask)
+    return tuple(sorted(canonical.values(), key=lambda t: (t[0].oxm_class, t[0].number)))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Send out of a port; `max_len` bytes of it where the port is CONTROLLER."""
+
+    port: int
+    max_len: int = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class OutputField:
+    """Send out of the port whose number a register holds (NXAST_OUTPUT_REG2)."""
+
+    field: Field
+
+
+@dataclass(frozen=True, slots=True)
+class ToGroup:
+    """Hand to a group."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToMeter:
+    """Pass through a meter, which may drop the packet (OFPAT_METER of 1.5)."""
+
+    meter: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetField:
+    """Overwrite a field, or the bits of it that `mask` has."""
+
+    field: Field
+    value: int
+    mask: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy `bits` bits from one field to another (OFPAT_COPY_FIELD of 1.5)."""
+
+    source: Field
+    target: Field
+    bits: int
+    source_offset: int = 0
+    target_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PushMpls:
+    """Put a label, still zero, before the payload."""
+
+    ethertype: int = 0x8847
+
+
+@dataclass(frozen=True, slots=True)
+class PopMpls:
+    """Take the outermost label off; what is under it is of `ethertype`."""
+
+    ethertype: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecTtl:
+    """Decrement the TTL or hop limit of IP; at 0 the switch drops or reports the packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ct:
+    """Look the packet up in conntrack (NXAST_CT), in the zone that `zone` holds (its low 16
+    bits) or names; go on in `table` if given; `commit` makes the connection known."""
+
+    zone: Field | int
+    table: int | None = None
+    commit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CtClear:
+    """Forget the conntrack state of the packet (NXAST_CT_CLEAR)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resubmit:
+    """Look up in `table` too, then go on here (NXAST_RESUBMIT_TABLE, port kept)."""
+
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """Do `actions` to a copy (NXAST_CLONE)."""
+
+    actions: tuple[Act, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conjunction:
+    """This flow satisfies clause `clause` (from 0) of `clauses` of conjunction `id`."""
+
+    id: int
+    clause: int
+    clauses: int
+
+
+Act = (
+    Output
+    | OutputField
+    | ToGroup
+    | ToMeter
+    | SetField
+    | Move
+    | PushMpls
+    | PopMpls
+    | DecTtl
+    | Ct
+    | CtClear
+    | Resubmit
+    | Clone
+    | Conjunction
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow entry: `actions` are applied at once, then the lookup goes on in `goto`.
+    Neither means drop."""
+
+    table: int
+    priority: int
+    match: Match
+    actions: tuple[Act, ...] = ()
+    goto: int | None = None
+    cookie: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, Match]:
+        """What makes it one entry of a switch and not another."""
+        return (self.table, self.priority, self.match)
+
+
+class GroupType(IntEnum):
+    """How a group treats its buckets."""
+
+    ALL = 0
+    SELECT = 1
+    INDIRECT = 2
+    FAST_FAILOVER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One choice of a group. `watch_port` is looked at by fast failover only."""
+
+    actions: tuple[Act, ...]
+    weight: int = 1
+    watch_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group. `hash_fields` makes a SELECT group hash just these (selection method
+    "hash" of Open vSwitch); empty leaves the choice to the switch."""
+
+    id: int
+    type: GroupType
+    buckets: tuple[Bucket, ...]
+    hash_fields: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A meter with one drop band; `rate` in kbit/s, or packets/s where `packets`. `burst`
+    in kbit or packets; 0 leaves it to the switch."""
+
+    id: int
+    rate: int
+    burst: int = 0
+    packets: bool = False

@@ -1,0 +1,355 @@
+"""The nouns: what Pleach knows to be so, as frozen typed records.
+
+Every record names its `kind` (as the store, the feed and REST call it) and its `key`
+(unique within the kind). Numbers such as `Tenant.number` are handed out by the store once
+and never reused while the record lives; switches carry them in registers and labels.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from controller.model.addresses import Dpid, Id, Mac, PortName, eui64_link_local
+
+#: Widths of what the numbers are packed into: conntrack zones have 16 bits, an MPLS label
+#: 20 (RFC 3032), of which the payload type takes 1 for subnets and 8 for edges and paths.
+MAX_TENANT_NUMBER = 0xFFFF
+MAX_SUBNET_NUMBER = (1 << 18) - 1
+MAX_DATAPATH_NUMBER = (1 << 12) - 2
+
+
+class Value(BaseModel):
+    """A part of a record: frozen, and with no field but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Record(Value):
+    """A noun with an identity."""
+
+    kind: ClassVar[str]
+
+    @property
+    def key(self) -> str:
+        """The record's identity within its kind."""
+        raise NotImplementedError
+
+
+class Action(StrEnum):
+    """What an access decision does with a packet."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Tenant(Record):
+    """A customer: an address space of its own, apart from every other."""
+
+    kind: ClassVar[str] = "tenant"
+    id: Id
+    name: str = Field("", max_length=200)
+    #: Access between VMs of this tenant where no access rule says otherwise.
+    inside: Action = Action.ALLOW
+    number: Annotated[int, Field(ge=0, le=MAX_TENANT_NUMBER)] = 0
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Subnet(Record):
+    """A broadcast domain of one tenant, with the fabric as its gateway."""
+
+    kind: ClassVar[str] = "subnet"
+    id: Id
+    tenant: Id
+    cidr: IPv4Network
+    #: First usable address of `cidr` where not given.
+    gateway: IPv4Address
+    cidr6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
+    dhcp: bool = True
+    dns: tuple[IPv4Address, ...] = ()
+    domain: str = Field("", max_length=253)
+    lease_s: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
+    #: Bytes of an IP packet. An uplink must carry 8 bytes more (two MPLS labels).
+    mtu: Annotated[int, Field(ge=576, le=9_000)] = 1_500
+    number: Annotated[int, Field(ge=0, le=MAX_SUBNET_NUMBER)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_gateways(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        out = dict(data)
+        try:
+            if out.get("gateway") is None and "cidr" in out:
+                out["gateway"] = IPv4Network(out["cidr"])[1]
+            if out.get("gateway6") is None and out.get("cidr6") is not None:
+                out["gateway6"] = IPv6Network(out["cidr6"])[1]
+        except (ValueError, IndexError):
+            out.setdefault("gateway", "0.0.0.0")  # the field's own check reports the cause
+        return out
+
+    @model_validator(mode="after")
+    def _gateways_inside(self) -> Self:
+        if self.cidr.prefixlen > 30:
+            raise ValueError(f"{self.cidr} has no room for a gateway and a VM: use /30 or wider")
+        if self.gateway not in self.cidr:
+            raise ValueError(f"gateway {self.gateway} lies outside {self.cidr}")
+        if self.gateway in (self.cidr.network_address, self.cidr.broadcast_address):
+            raise ValueError(f"gateway {self.gateway} is the network or broadcast address")
+        if self.cidr6 is None:
+            if self.gateway6 is not None:
+                raise ValueError("gateway6 is given without cidr6")
+        elif self.gateway6 not in self.cidr6:
+            raise ValueError(f"gateway6 {self.gateway6} lies outside {self.cidr6}")
+        return self
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Nic(Value):
+    """One interface of a VM, with the only addresses that it may send from."""
+
+    mac: Mac
+    subnet: Id
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+    #: Made of the MAC (EUI-64) where not given.
+    link_local: IPv6Address | None = None
+
+    @model_validator(mode="after")
+    def _is_link_local(self) -> Self:
+        if self.link_local is not None and not self.link_local.is_link_local:
+            raise ValueError(f"{self.link_local} is not link-local (fe80::/10)")
+        return self
+
+    @property
+    def ipv6_link_local(self) -> IPv6Address:
+        """The link-local address that this NIC uses."""
+        return self.link_local or eui64_link_local(self.mac)
+
+
+class Vm(Record):
+    """A virtual machine, wherever it runs."""
+
+    kind: ClassVar[str] = "vm"
+    id: Id
+    tenant: Id
+    name: str = Field("", max_length=200)
+    nics: tuple[Nic, ...] = Field(min_length=1, max_length=16)
+    #: Groups that access rules select members by.
+    groups: tuple[Id, ...] = Field((), max_length=64)
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class HostState(StrEnum):
+    """What a hypervisor last said of itself."""
+
+    UP = "up"
+    DOWN = "down"
+    DRAINING = "draining"
+
+
+class Host(Record):
+    """A hypervisor, attached to the fabric by one edge datapath."""
+
+    kind: ClassVar[str] = "host"
+    id: Id
+    datapath: Dpid
+    site: Id = "default"
+    state: HostState = HostState.UP
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Placement(Record):
+    """Where a VM runs: a host, and for each NIC in order the port it is plugged into."""
+
+    kind: ClassVar[str] = "placement"
+    vm: Id
+    host: Id
+    ports: tuple[PortName, ...]
+
+    @property
+    def key(self) -> str:
+        return self.vm
+
+
+class Phase(StrEnum):
+    """How far a migration has come, as the fabric sees it."""
+
+    #: Rules stand at both places, and packets for the VM go to both.
+    STARTED = "started"
+    #: The VM was seen at the target: packets go there; the source drains.
+    ACTIVATED = "activated"
+    #: The source is gone; established connections are still given grace.
+    SETTLING = "settling"
+    FINISHED = "finished"
+    #: All taken back; the VM never left the source.
+    FAILED = "failed"
+
+
+class Migration(Record):
+    """One move of one VM. `ports` are those at the target; times are Unix seconds, UTC."""
+
+    kind: ClassVar[str] = "migration"
+    id: Id
+    vm: Id
+    source: Id
+    source_ports: tuple[PortName, ...]
+    target: Id
+    ports: tuple[PortName, ...]
+    phase: Phase = Phase.STARTED
+    #: What ended the STARTED phase: "packet" or "event".
+    activated_by: Literal["packet", "event"] | None = None
+    started_at: float
+    activated_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+    @property
+    def open(self) -> bool:
+        """Whether the fabric still treats the VM in a special way because of this move."""
+        return self.phase in (Phase.STARTED, Phase.ACTIVATED, Phase.SETTLING)
+
+
+class Protocol(StrEnum):
+    """What an access rule can name above IP."""
+
+    ANY = "any"
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    SCTP = "sctp"
+
+
+class Selector(Value):
+    """A set of VMs or addresses; all that is given must hold, and nothing given means any."""
+
+    vms: tuple[Id, ...] = ()
+    groups: tuple[Id, ...] = ()
+    subnets: tuple[Id, ...] = ()
+    cidrs: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether everything is selected."""
+        return not (self.vms or self.groups or self.subnets or self.cidrs)
+
+
+class PortRange(Value):
+    """Destination ports `first` to `last`, both included."""
+
+    first: Annotated[int, Field(ge=0, le=65_535)]
+    last: Annotated[int, Field(ge=0, le=65_535)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"port range {self.first}-{self.last} ends before it begins")
+        return self
+
+
+class AccessRule(Record):
+    """One rule of a tenant's access policy; replies to what it allows are allowed too."""
+
+    kind: ClassVar[str] = "access_rule"
+    id: Id
+    tenant: Id
+    action: Action = Action.ALLOW
+    #: The higher wins; at equal priority DENY wins.
+    priority: Annotated[int, Field(ge=1, le=1_000)] = 100
+    source: Selector = Selector()
+    destination: Selector = Selector()
+    protocol: Protocol = Protocol.ANY
+    ports: tuple[PortRange, ...] = ()
+    number: Annotated[int, Field(ge=0, lt=1 << 28)] = 0
+
+    @model_validator(mode="after")
+    def _ports_need_a_protocol(self) -> Self:
+        if self.ports and self.protocol not in (Protocol.TCP, Protocol.UDP, Protocol.SCTP):
+            raise ValueError(f"ports have no meaning for protocol {self.protocol}")
+        return self
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Datapath(Record):
+    """A switch. It is an edge where a host names it, and a core switch otherwise."""
+
+    kind: ClassVar[str] = "datapath"
+    dpid: Dpid
+    name: str = Field("", max_length=63)
+    connected: bool = False
+    number: Annotated[int, Field(ge=0, le=MAX_DATAPATH_NUMBER)] = 0
+
+    @property
+    def key(self) -> str:
+        return self.dpid
+
+
+class Port(Record):
+    """A port as its switch describes it."""
+
+    kind: ClassVar[str] = "port"
+    datapath: Dpid
+    number: Annotated[int, Field(ge=1, le=0xFFFFFEFF)]
+    name: PortName
+    up: bool = True
+    #: bit/s; 0 where the switch does not say.
+    speed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.datapath}:{self.number}"
+
+
+class Link(Record):
+    """One direction of a cable or tunnel between two ports."""
+
+    kind: ClassVar[str] = "link"
+    datapath: Dpid
+    port: int
+    to_datapath: Dpid
+    to_port: int
+    #: bit/s; 0 where nobody said.
+    capacity: Annotated[int, Field(ge=0)] = 0
+    up: bool = True
+
+    @property
+    def key(self) -> str:
+        return f"{self.datapath}:{self.port}"
+
+
+#: Every kind of record, in an order in which each refers only to those before it.
+RECORDS: tuple[type[Record], ...] = (
+    Datapath,
+    Port,
+    Link,
+    Tenant,
+    Subnet,
+    Host,
+    Vm,
+    Placement,
+    Migration,
+    AccessRule,
+)
+KINDS: dict[str, type[Record]] = {record.kind: record for record in RECORDS}
