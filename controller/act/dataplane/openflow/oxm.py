@@ -1,0 +1,184 @@
+"""Match fields as OXM TLVs, both ways.
+
+OpenFlow 1.5.1, 7.2.3. Open vSwitch accepts registers as NXM_NX_REGn but reports them as 64-bit
+packet registers (class 0x8001), two in one, and adds packet_type=Ethernet where no other field
+implies it; both are undone here.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from controller.act.dataplane.openflow.fields import ALL, OPENFLOW_BASIC, REG, Field
+from controller.act.dataplane.openflow.records import Match, Test
+from controller.act.dataplane.openflow.wire import Malformed
+
+PACKET_REGISTERS = 0x8001
+EXPERIMENTER_CLASS = 0xFFFF
+PACKET_TYPE_HEADER = OPENFLOW_BASIC << 16 | 44 << 9 | 4
+MATCH_TYPE_OXM = 1
+
+_MATCH_HEADER = struct.Struct(">HH")
+_TLV_HEADER = struct.Struct(">I")
+
+
+class _Out(NamedTuple):
+    """What goes before a value, exact or masked, and the bytes of the value."""
+
+    exact: bytes
+    masked: bytes
+    size: int
+
+
+class _In(NamedTuple):
+    """What a TLV header stands for: `register` is n where it is packet register n."""
+
+    rank: int
+    field: Field
+    masked: bool
+    size: int
+    full: int
+    register: int | None
+
+
+class Unknown(Exception):  # noqa: N818 - never leaves the decoder: the entry becomes an alien
+    """Well-formed, but of a kind that we never send."""
+
+
+def header(field: Field, masked: bool = False) -> int:
+    """The 32-bit OXM header of a field."""
+    size = field.size * 2 if masked else field.size
+    return field.oxm_class << 16 | field.number << 9 | masked << 8 | size
+
+
+def _inbound() -> dict[int, _In]:
+    ordered = sorted(ALL, key=lambda f: (f.oxm_class, f.number))
+    rank = {field: place for place, field in enumerate(ordered)}
+    table = {
+        header(field, masked): _In(rank[field], field, masked, field.size, field.full_mask, None)
+        for field in ordered
+        for masked in (False, True)
+    }
+    for number in range(len(REG) // 2):
+        high = REG[2 * number]
+        for masked in (False, True):
+            tlv = PACKET_REGISTERS << 16 | number << 9 | masked << 8 | (16 if masked else 8)
+            table[tlv] = _In(rank[high], high, masked, 8, (1 << 64) - 1, number)
+    return table
+
+
+_OUT = {
+    field.name: _Out(
+        _TLV_HEADER.pack(header(field)), _TLV_HEADER.pack(header(field, True)), field.size
+    )
+    for field in ALL
+}
+_IN = _inbound()
+FIELD_OF = {header(field): field for field in ALL}
+HEADER_OF = {field.name: _TLV_HEADER.pack(header(field)) for field in ALL}
+
+
+def tlv(field: Field, value: int, mask: int | None) -> bytes:
+    """Header, value and, if there is one, mask."""
+    out = _OUT[field.name]
+    size = out.size
+    if mask is None:
+        return out.exact + value.to_bytes(size, "big")
+    return out.masked + value.to_bytes(size, "big") + mask.to_bytes(size, "big")
+
+
+def put_match(match: Match) -> bytes:
+    """An `ofp_match` with its padding."""
+    parts = [b""]
+    for field, value, mask in match:
+        exact, masked, size = _OUT[field.name]
+        if mask is None:
+            parts.append(exact)
+            parts.append(value.to_bytes(size, "big"))
+        else:
+            parts.append(masked)
+            parts.append(value.to_bytes(size, "big"))
+            parts.append(mask.to_bytes(size, "big"))
+    tlvs = b"".join(parts)
+    length = 4 + len(tlvs)
+    return _MATCH_HEADER.pack(MATCH_TYPE_OXM, length) + tlvs + bytes(-length % 8)
+
+
+def raw_match(data: bytes, start: int, end: int, place: str) -> tuple[int, int]:
+    """Where the TLVs of the `ofp_match` at `start` end, and where its padding ends."""
+    if end - start < 4:
+        raise Malformed(place, f"{end - start} bytes left for a match, 4 are its header")
+    kind, length = _MATCH_HEADER.unpack_from(data, start)
+    if kind != MATCH_TYPE_OXM:
+        raise Malformed(place, f"match of type {kind}, only OXM ({MATCH_TYPE_OXM}) exists in 1.5")
+    stop: int = start + length
+    padded = start + (length + 7) // 8 * 8
+    if length < 4 or padded > end:
+        raise Malformed(place, f"match claims {length} bytes, {end - start} are left")
+    return stop, padded
+
+
+def _registers(number: int, value: int, mask: int) -> tuple[Test, ...]:
+    """The 32-bit tests that one of a 64-bit packet register holds."""
+    tests: list[Test] = []
+    for field, shift in ((REG[2 * number], 32), (REG[2 * number + 1], 0)):
+        part = mask >> shift & 0xFFFFFFFF
+        if part:
+            exact = part == 0xFFFFFFFF
+            tests.append((field, value >> shift & part, None if exact else part))
+    return tuple(tests)
+
+
+def get_tests(
+    data: bytes, start: int, stop: int, place: str, *, lenient: bool = False
+) -> tuple[Test, ...]:
+    """The TLVs between `start` and `stop` as tests in canonical order.
+
+    Unknown for a field that is none of ours (passed over if `lenient`), Malformed for what
+    cannot be read at all.
+    """
+    found: dict[int, Test] = {}
+    unknown = ""
+    while start < stop:
+        if stop - start < 4:
+            raise Malformed(place, f"{stop - start} bytes left where a field begins")
+        word: int = _TLV_HEADER.unpack_from(data, start)[0]
+        start += 4
+        end = start + (word & 0xFF)
+        if end > stop:
+            raise Malformed(
+                place, f"field {word:#010x} claims {word & 0xFF} bytes, {stop - start} are left"
+            )
+        known = _IN.get(word)
+        if known is None:
+            if word != PACKET_TYPE_HEADER or any(data[start:end]):
+                unknown = unknown or f"match field {word:#010x}"
+        elif not _take(known, data, start, found):
+            raise Malformed(place, f"{known.field.name} is matched twice")
+        start = end
+    if unknown and not lenient:
+        raise Unknown(unknown)
+    return tuple([found[rank] for rank in sorted(found)])
+
+
+def _take(known: _In, data: bytes, start: int, found: dict[int, Test]) -> bool:
+    """Put one TLV into `found`, by rank. False if its field is there already."""
+    rank, field, masked, size, full, register = known
+    value = int.from_bytes(data[start : start + size], "big")
+    mask = full
+    if masked:
+        mask &= int.from_bytes(data[start + size : start + 2 * size], "big")
+    if register is None:
+        if not mask:
+            return True
+        if rank in found:
+            return False
+        found[rank] = (field, value & mask, None if mask == full else mask)
+        return True
+    for test in _registers(register, value, mask):
+        place = rank + (test[0] is not field)
+        if place in found:
+            return False
+        found[place] = test
+    return True
