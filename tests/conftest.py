@@ -1,0 +1,48 @@
+"""What all tests share: the rule of the sandbox, and free ports."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mininet_labs import sandbox
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A skipped fabric test would look like a passed one: outside of the sandbox it fails.
+    if item.get_closest_marker("fabric") and not sandbox.inside():
+        pytest.fail(
+            "a fabric test runs inside the sandbox only: "
+            "`python -m mininet_labs.sandbox -- python -m pytest` as root; "
+            "without root, leave these tests out with -m 'not fabric'",
+            pytrace=False,
+        )
+
+
+@pytest.fixture
+def make_port() -> Iterator[Callable[[], int]]:
+    """Gives TCP ports of the loopback that nobody listens on, each call another.
+
+    Each stays reserved by a socket that does not listen; a server that sets SO_REUSEADDR, as
+    uvicorn, eventlet and asyncio do, binds it all the same.
+    """
+    held: list[socket.socket] = []
+
+    def give() -> int:
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        held.append(holder)
+        return int(holder.getsockname()[1])
+
+    yield give
+    for holder in held:
+        holder.close()
+
+
+@pytest.fixture
+def free_port(make_port: Callable[[], int]) -> int:
+    """One TCP port of the loopback that nobody listens on."""
+    return make_port()

@@ -1,0 +1,129 @@
+r"""Fabrics as Mininet classes: what the labs build, and what `mn` builds by itself.
+
+    mn --custom topologies/mininet_topo.py --topo leafspine,leaves=3,spines=2 \
+       --switch ovs,datapath=user,protocols=OpenFlow15 --controller remote
+
+Under `mn` every hypervisor is a Mininet host on its edge; a lab plugs VMs in itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from mininet.link import TCIntf, TCLink
+from mininet.topo import Topo
+
+from topologies.generate import fat_tree, hybrid, leaf_spine
+from topologies.load import validate
+from topologies.model import CableKind, Fabric
+
+#: Bytes of an IP packet between switches: a VM's 1,500 and labels of 4 bytes with room to spare.
+CABLE_MTU = 1_600
+
+#: Mininet shapes no faster than this; faster tunnels are as fast as the machine allows.
+_SHAPED_BPS = 1_000_000_000
+
+# <linux/sockios.h> and <linux/ethtool.h>: the setters of the offloads.
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_SETTERS = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+
+
+def offloads_off(interface: str) -> None:
+    """Turn TX checksum, TSO, GSO and GRO off on `interface`, in the caller's namespace.
+
+    A userspace datapath forwards frames as they are read: a checksum left to hardware, or a
+    frame of many segments, never arrives. OSError where there is no such interface.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for command in _ETHTOOL_SETTERS.values():
+            value = ctypes.create_string_buffer(struct.pack("=II", command, 0))
+            request = struct.pack("16sP", interface.encode(), ctypes.addressof(value))
+            fcntl.ioctl(control, _SIOCETHTOOL, request)
+
+
+class FabricIntf(TCIntf):  # type: ignore[misc]  # Mininet has no types
+    """One end of a cable: its MTU leaves room for labels, its offloads are off."""
+
+    def config(self, **params: Any) -> Any:
+        """Mininet's hook: apply `params`, then what every cable needs."""
+        result = super().config(**params, txo=False)
+        offloads_off(self.name)
+        self.cmd("ip", "link", "set", self.name, "mtu", CABLE_MTU)
+        return result
+
+
+class FabricLink(TCLink):  # type: ignore[misc]
+    """A cable or a tunnel."""
+
+    def __init__(self, *nodes: Any, **params: Any) -> None:
+        super().__init__(*nodes, cls1=FabricIntf, cls2=FabricIntf, **params)
+
+
+class FabricTopo(Topo):  # type: ignore[misc]
+    """A `Fabric` as Mininet sees it. Port n of a switch is its n-th cable, named `switch-n`."""
+
+    def build(self, fabric: Fabric, with_hosts: bool = True) -> None:
+        """Mininet's hook, called by the constructor with its arguments."""
+        self.fabric = fabric
+        for switch in fabric.switches:
+            self.addSwitch(switch.name, dpid=f"{switch.dpid:016x}")
+        ports = dict.fromkeys((switch.name for switch in fabric.switches), 0)
+        for cable in fabric.cables:
+            limited = cable.kind is CableKind.TUNNEL and cable.capacity_bps <= _SHAPED_BPS
+            ports[cable.a] += 1
+            ports[cable.b] += 1
+            self.addLink(
+                *(cable.a, cable.b, ports[cable.a], ports[cable.b]),
+                cls=FabricLink,
+                intfName1=cable_port(cable.a, ports[cable.a]),
+                intfName2=cable_port(cable.b, ports[cable.b]),
+                **({"bw": cable.capacity_bps / 1e6} if limited else {}),
+            )
+        if with_hosts:
+            for host in fabric.hosts:
+                self.addHost(host.name)
+                self.addLink(host.name, host.edge, cls=FabricLink, intfName1="eth0")
+
+
+def cable_port(switch: str, number: int) -> str:
+    """The name of the port where the `number`-th cable (from 1) of `switch` ends."""
+    return f"{switch}-{number}"
+
+
+class _Generated(FabricTopo):
+    """A fabric made from `mn`'s own arguments."""
+
+    def build(self, *numbers: Any, **parameters: Any) -> None:
+        super().build(self.make(*numbers, **parameters))
+
+
+class LeafSpine(_Generated):
+    """`--topo leafspine,LEAVES,SPINES,HOSTS`."""
+
+    make = staticmethod(leaf_spine)
+
+
+class FatTree(_Generated):
+    """`--topo fattree,K`."""
+
+    make = staticmethod(fat_tree)
+
+
+class Hybrid(_Generated):
+    """`--topo hybrid`."""
+
+    make = staticmethod(hybrid)
+
+
+class FromFile(_Generated):
+    """`--topo file,PATH` for a YAML file."""
+
+    make = staticmethod(lambda path: validate(Path(path)))
+
+
+topos = {"leafspine": LeafSpine, "fattree": FatTree, "hybrid": Hybrid, "file": FromFile}
