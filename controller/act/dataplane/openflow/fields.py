@@ -14,18 +14,20 @@ NXM_1 = 0x0001
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One match field. `bits` is its true width; on the wire it takes `size` bytes."""
+    """One match field. `bits` is its true width; on the wire it takes `size` bytes, which
+    `octets` gives where they are more than the bits need."""
 
     name: str
     oxm_class: int
     number: int
     bits: int
     maskable: bool = False
+    octets: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of a value on the wire."""
-        return (self.bits + 7) // 8
+        return self.octets or (self.bits + 7) // 8
 
     @property
     def full_mask(self) -> int:
@@ -63,13 +65,13 @@ ICMPV6_CODE = Field("icmpv6_code", OPENFLOW_BASIC, 30, 8)
 ND_TARGET = Field("ipv6_nd_target", OPENFLOW_BASIC, 31, 128, True)
 ND_SLL = Field("ipv6_nd_sll", OPENFLOW_BASIC, 32, 48)
 ND_TLL = Field("ipv6_nd_tll", OPENFLOW_BASIC, 33, 48)
-MPLS_LABEL = Field("mpls_label", OPENFLOW_BASIC, 34, 20)
+MPLS_LABEL = Field("mpls_label", OPENFLOW_BASIC, 34, 20, octets=4)
 MPLS_TC = Field("mpls_tc", OPENFLOW_BASIC, 35, 3)
 MPLS_BOS = Field("mpls_bos", OPENFLOW_BASIC, 36, 1)
 TCP_FLAGS = Field("tcp_flags", OPENFLOW_BASIC, 42, 12, True)
 
 IP_TTL = Field("nw_ttl", NXM_1, 29, 8)
-IP_FRAG = Field("ip_frag", NXM_1, 26, 8, True)
+IP_FRAG = Field("ip_frag", NXM_1, 26, 2, True)
 CONJ_ID = Field("conj_id", NXM_1, 37, 32)
 CT_STATE = Field("ct_state", NXM_1, 105, 32, True)
 CT_ZONE = Field("ct_zone", NXM_1, 106, 16)

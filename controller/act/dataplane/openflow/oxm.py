@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from controller.act.dataplane.openflow.fields import ALL, OPENFLOW_BASIC, REG, Field
+from controller.act.dataplane.openflow.fields import ALL, NXM_1, OPENFLOW_BASIC, REG, Field
 from controller.act.dataplane.openflow.records import Match, Test
 from controller.act.dataplane.openflow.wire import Malformed
 
@@ -24,11 +24,13 @@ _TLV_HEADER = struct.Struct(">I")
 
 
 class _Out(NamedTuple):
-    """What goes before a value, exact or masked, and the bytes of the value."""
+    """What goes before a value, exact or masked, and the bytes of the value. A `late` field
+    is of class NXM_1: its prerequisites, of the basic class, must come before it."""
 
     exact: bytes
     masked: bytes
     size: int
+    late: bool
 
 
 class _In(NamedTuple):
@@ -70,7 +72,10 @@ def _inbound() -> dict[int, _In]:
 
 _OUT = {
     field.name: _Out(
-        _TLV_HEADER.pack(header(field)), _TLV_HEADER.pack(header(field, True)), field.size
+        _TLV_HEADER.pack(header(field)),
+        _TLV_HEADER.pack(header(field, True)),
+        field.size,
+        field.oxm_class == NXM_1,
     )
     for field in ALL
 }
@@ -90,9 +95,11 @@ def tlv(field: Field, value: int, mask: int | None) -> bytes:
 
 def put_match(match: Match) -> bytes:
     """An `ofp_match` with its padding."""
-    parts = [b""]
+    early: list[bytes] = []
+    late: list[bytes] = []
     for field, value, mask in match:
-        exact, masked, size = _OUT[field.name]
+        exact, masked, size, is_late = _OUT[field.name]
+        parts = late if is_late else early
         if mask is None:
             parts.append(exact)
             parts.append(value.to_bytes(size, "big"))
@@ -100,7 +107,7 @@ def put_match(match: Match) -> bytes:
             parts.append(masked)
             parts.append(value.to_bytes(size, "big"))
             parts.append(mask.to_bytes(size, "big"))
-    tlvs = b"".join(parts)
+    tlvs = b"".join(early + late)
     length = 4 + len(tlvs)
     return _MATCH_HEADER.pack(MATCH_TYPE_OXM, length) + tlvs + bytes(-length % 8)
 

@@ -72,11 +72,17 @@ class ToMeter:
 
 @dataclass(frozen=True, slots=True)
 class SetField:
-    """Overwrite a field, or the bits of it that `mask` has."""
+    """Overwrite a field, or the bits of it that `mask` has; a full mask becomes None."""
 
     field: Field
     value: int
     mask: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            object.__setattr__(self, "value", self.value & self.mask)
+            if self.mask == self.field.full_mask:
+                object.__setattr__(self, "mask", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +210,16 @@ class Bucket:
 @dataclass(frozen=True, slots=True)
 class Group:
     """A group. `hash_fields` makes a SELECT group hash just these (selection method
-    "hash" of Open vSwitch); empty leaves the choice to the switch."""
+    "hash" of Open vSwitch), in whatever order; empty leaves the choice to the switch."""
 
     id: int
     type: GroupType
     buckets: tuple[Bucket, ...]
     hash_fields: tuple[Field, ...] = ()
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.hash_fields, key=lambda f: (f.oxm_class, f.number))
+        object.__setattr__(self, "hash_fields", tuple(ordered))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,384 @@
+"""Messages from a switch, from the bytes of OpenFlow 1.5 to records.
+
+Entries, groups and meters come out in the canonical form in which we make them, so that what a
+switch reports after it took a record equals that record; what we could never have sent comes
+out as an alien. Malformed is the only thing raised, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from controller.act.dataplane.openflow import errors
+from controller.act.dataplane.openflow.actions import get_actions, get_instructions
+from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
+from controller.act.dataplane.openflow.fields import Field
+from controller.act.dataplane.openflow.oxm import Unknown, get_tests, raw_match
+from controller.act.dataplane.openflow.records import (
+    Bucket,
+    Flow,
+    Group,
+    GroupType,
+    Meter,
+)
+from controller.act.dataplane.openflow.wire import (
+    BAND,
+    BAND_DROP,
+    BUCKET,
+    BUCKET_WATCH_PORT,
+    BUCKET_WEIGHT,
+    BUNDLE,
+    BUNDLE_CONTROL,
+    ERROR,
+    EXPERIMENTER_PROPERTY,
+    FLOW_DESC,
+    GROUP_DESC,
+    HEADER,
+    HEADER_SIZE,
+    METER_BURST,
+    METER_DESC,
+    METER_KBPS,
+    METER_PKTPS,
+    METER_STATS,
+    MP_FLOW_DESC,
+    MP_GROUP_DESC,
+    MP_METER_DESC,
+    MP_MORE,
+    MULTIPART,
+    MULTIPART_REPLY,
+    NTR_SELECTION_METHOD,
+    NTR_VENDOR,
+    PACKET_IN,
+    PACKET_IN_BODY,
+    PROPERTY,
+    SELECTION_METHOD,
+    VERSION,
+    Header,
+    Malformed,
+)
+
+T = TypeVar("T")
+
+
+class SwitchError(NamedTuple):
+    """What a switch refused. `xid` is that of the message refused, of whose beginning `data`
+    has at least 64 bytes; `experimenter` is set where `type` is 0xffff."""
+
+    xid: int
+    type: int
+    code: int
+    experimenter: int | None
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        """Type and code in words, such as BAD_MATCH/BAD_PREREQ."""
+        return errors.name(self.type, self.code, self.experimenter)
+
+    @property
+    def refused(self) -> Header | None:
+        """The header of the message refused, None where the switch sent too little of it."""
+        return Header(*HEADER.unpack_from(self.data)) if len(self.data) >= HEADER_SIZE else None
+
+
+class Installed(NamedTuple):
+    """An entry that a switch has, with its counters since `seconds` ago."""
+
+    flow: Flow | AlienFlow
+    packets: int
+    bytes: int
+    seconds: float
+    flags: int
+
+
+class PacketIn(NamedTuple):
+    """A packet that a switch sent up. `reason` is an OFPR_*; `table` and `cookie` are those of
+    the entry that sent it; `fields` has in_port, metadata and registers where they are not 0;
+    `size` is the packet's whole length, of which `data` may be only the beginning."""
+
+    xid: int
+    reason: int
+    table: int
+    cookie: int
+    fields: dict[Field, int]
+    size: int
+    data: bytes
+
+
+class BundleReply(NamedTuple):
+    """The answer to a bundle control: `step` is that of the request plus 1."""
+
+    xid: int
+    bundle: int
+    step: int
+    flags: int
+
+
+class Reply(NamedTuple, Generic[T]):
+    """One message of a multipart reply; `more` are to come under the same `xid`."""
+
+    xid: int
+    items: list[T]
+    more: bool
+
+
+_ERROR = struct.Struct(">HH")
+_EXPERIMENTER_ID = struct.Struct(">I")
+_STATISTICS = struct.Struct(">HH")
+_WORD = struct.Struct(">I")
+_TIME = struct.Struct(">II")
+_COUNT = struct.Struct(">Q")
+#: OXS headers (class 0x8002) of what is read: OpenFlow 1.5.1, 7.2.4.2.
+_DURATION, _PACKETS, _BYTES = 0x80020008, 0x80020808, 0x80020A08
+_ETHERNET_PAD = 2
+
+
+def header(data: bytes) -> Header:
+    """The header of a message, or of the stretch of a stream that begins with one: of any
+    version, `length` being at least 8 but perhaps more than there is yet."""
+    if len(data) < HEADER_SIZE:
+        raise Malformed("header", f"{len(data)} bytes, {HEADER_SIZE} are needed")
+    found = Header(*HEADER.unpack_from(data))
+    if found.length < HEADER_SIZE:
+        raise Malformed("header", f"length {found.length} is less than the header's own")
+    return found
+
+
+def _opened(data: bytes, kind: int, place: str, least: int) -> Header:
+    """The header of one whole message of `kind` with at least `least` bytes of body."""
+    found = header(data)
+    if found.version != VERSION or found.type != kind:
+        raise Malformed(place, f"version {found.version}, type {found.type} instead of {kind}")
+    if found.length != len(data):
+        raise Malformed(place, f"claims {found.length} bytes and has {len(data)}")
+    if len(data) < HEADER_SIZE + least:
+        raise Malformed(place, f"body of {len(data) - HEADER_SIZE} bytes, {least} are needed")
+    return found
+
+
+def error(data: bytes) -> SwitchError:
+    """An error message."""
+    head = _opened(data, ERROR, "error message", 4)
+    kind, code = _ERROR.unpack_from(data, HEADER_SIZE)
+    if kind != errors.EXPERIMENTER_ERROR:
+        return SwitchError(head.xid, kind, code, None, data[12:])
+    if len(data) < 16:
+        raise Malformed("error message", "of an experimenter, without room for its id")
+    return SwitchError(head.xid, kind, code, _EXPERIMENTER_ID.unpack_from(data, 12)[0], data[16:])
+
+
+def bundle_reply(data: bytes) -> BundleReply:
+    """The answer to a bundle control."""
+    head = _opened(data, BUNDLE_CONTROL, "bundle control", BUNDLE.size)
+    return BundleReply(head.xid, *BUNDLE.unpack_from(data, HEADER_SIZE))
+
+
+def packet_in(data: bytes) -> PacketIn:
+    """A packet sent to the controller."""
+    place = "packet-in"
+    head = _opened(data, PACKET_IN, place, PACKET_IN_BODY.size)
+    _, size, reason, table, cookie = PACKET_IN_BODY.unpack_from(data, HEADER_SIZE)
+    start = HEADER_SIZE + PACKET_IN_BODY.size
+    stop, end = raw_match(data, start, len(data), place)
+    tests = get_tests(data, start + 4, stop, place, lenient=True)
+    if len(data) < end + _ETHERNET_PAD:
+        raise Malformed(place, "ends before its packet")
+    fields = {field: value for field, value, _ in tests}
+    return PacketIn(head.xid, reason, table, cookie, fields, size, data[end + _ETHERNET_PAD :])
+
+
+def _multipart(data: bytes, kind: int, place: str) -> tuple[int, bool]:
+    head = _opened(data, MULTIPART_REPLY, place, MULTIPART.size)
+    found, flags = MULTIPART.unpack_from(data, HEADER_SIZE)
+    if found != kind:
+        raise Malformed(place, f"multipart type {found} instead of {kind}")
+    return head.xid, bool(flags & MP_MORE)
+
+
+def _entry_end(data: bytes, at: int, least: int, place: str) -> int:
+    """Where the entry at `at` ends, whose first two bytes are its length."""
+    left = len(data) - at
+    if left < least:
+        raise Malformed(place, f"{left} bytes left, {least} are needed")
+    length = data[at] << 8 | data[at + 1]
+    if length < least or length > left:
+        raise Malformed(place, f"claims {length} bytes, {left} are left")
+    return at + length
+
+
+def flow_descs(data: bytes) -> Reply[Installed]:
+    """One message of the reply to a FLOW_DESC request."""
+    xid, more = _multipart(data, MP_FLOW_DESC, "flow descriptions")
+    at = HEADER_SIZE + MULTIPART.size
+    found: list[Installed] = []
+    while at < len(data):
+        place = f"flow description {len(found)}"
+        end = _entry_end(data, at, FLOW_DESC.size, place)
+        found.append(_installed(data, at, end, place))
+        at = end
+    return Reply(xid, found, more)
+
+
+def _installed(data: bytes, at: int, end: int, place: str) -> Installed:
+    _, table, priority, idle, hard, flags, importance, cookie = FLOW_DESC.unpack_from(data, at)
+    start = at + FLOW_DESC.size
+    stop, counters = raw_match(data, start, end, place)
+    packets, octets, seconds, instructions = _statistics(data, counters, end, place)
+    tests = None
+    try:
+        tests = get_tests(data, start + 4, stop, place)
+        actions, goto = get_instructions(data, instructions, end, place)
+        if idle or hard or importance:
+            raise Unknown(f"timeouts {idle} s idle, {hard} s hard, importance {importance}")
+        flow: Flow | AlienFlow = Flow(table, priority, tests, actions, goto, cookie)
+    except Unknown as strange:
+        flow = AlienFlow(
+            table, priority, tests, data[start:counters], data[instructions:end], cookie,
+            str(strange),
+        )  # fmt: skip
+    return Installed(flow, packets, octets, seconds, flags)
+
+
+def _statistics(data: bytes, at: int, end: int, place: str) -> tuple[int, int, float, int]:
+    """Packets, bytes, seconds of the `ofp_stats` at `at`, and where its padding ends."""
+    if end - at < 4:
+        raise Malformed(place, "ends before its statistics")
+    length = _STATISTICS.unpack_from(data, at)[1]
+    stop = at + length
+    padded = at + (length + 7) // 8 * 8
+    if length < 4 or padded > end:
+        raise Malformed(place, f"statistics claim {length} bytes, {end - at} are left")
+    at += 4
+    packets = octets = 0
+    seconds = 0.0
+    while at < stop:
+        if stop - at < 4:
+            raise Malformed(place, f"{stop - at} bytes left where a statistic begins")
+        word: int = _WORD.unpack_from(data, at)[0]
+        at += 4 + (word & 0xFF)
+        if at > stop:
+            raise Malformed(place, f"statistic {word:#010x} is longer than what is left")
+        if word == _PACKETS:
+            packets = _COUNT.unpack_from(data, at - 8)[0]
+        elif word == _BYTES:
+            octets = _COUNT.unpack_from(data, at - 8)[0]
+        elif word == _DURATION:
+            whole, nanoseconds = _TIME.unpack_from(data, at - 8)
+            seconds = whole + nanoseconds / 1e9
+    return packets, octets, seconds, padded
+
+
+def group_descs(data: bytes) -> Reply[Group | AlienGroup]:
+    """One message of the reply to a GROUP_DESC request."""
+    xid, more = _multipart(data, MP_GROUP_DESC, "group descriptions")
+    at = HEADER_SIZE + MULTIPART.size
+    found: list[Group | AlienGroup] = []
+    while at < len(data):
+        place = f"group description {len(found)}"
+        end = _entry_end(data, at, GROUP_DESC.size, place)
+        found.append(_group(data, at, end, place))
+        at = end
+    return Reply(xid, found, more)
+
+
+def _group(data: bytes, at: int, end: int, place: str) -> Group | AlienGroup:
+    _, kind, number, size = GROUP_DESC.unpack_from(data, at)
+    start = at + GROUP_DESC.size
+    stop = start + size
+    if stop > end:
+        raise Malformed(place, f"buckets claim {size} bytes, {end - start} are left")
+    try:
+        if kind > max(GroupType):
+            raise Unknown(f"group type {kind}")
+        fields = _hash_fields(data, stop, end, place)
+        buckets = _buckets(data, start, stop, GroupType(kind), place)
+        return Group(number, GroupType(kind), buckets, fields)
+    except Unknown as strange:
+        return AlienGroup(number, str(strange))
+
+
+def _buckets(data: bytes, at: int, stop: int, kind: GroupType, place: str) -> tuple[Bucket, ...]:
+    buckets: list[Bucket] = []
+    while at < stop:
+        here = f"{place}, bucket {len(buckets)}"
+        if stop - at < BUCKET.size:
+            raise Malformed(here, f"{stop - at} bytes left, {BUCKET.size} are needed")
+        length, size, _ = BUCKET.unpack_from(data, at)
+        start, end = at + BUCKET.size, at + length
+        if end > stop or start + size > end:
+            raise Malformed(here, f"claims {length} bytes, {size} of actions, {stop - at} left")
+        actions = get_actions(data, start, start + size, here)
+        weight, port = _bucket_properties(data, start + size, end, here)
+        # Only select groups weigh: elsewhere the switch may report any weight.
+        buckets.append(Bucket(actions, weight if kind is GroupType.SELECT else 1, port))
+        at = end
+    return tuple(buckets)
+
+
+def _properties(data: bytes, at: int, end: int, place: str) -> Iterator[tuple[int, int, int]]:
+    """Type, start and length (without padding) of each property."""
+    while at < end:
+        if end - at < PROPERTY.size:
+            raise Malformed(place, f"{end - at} bytes left where a property begins")
+        kind, length = PROPERTY.unpack_from(data, at)
+        following = at + (length + 7) // 8 * 8
+        if length < PROPERTY.size or following > end:
+            raise Malformed(place, f"property {kind} claims {length} bytes, {end - at} are left")
+        yield kind, at, length
+        at = following
+
+
+def _bucket_properties(data: bytes, at: int, end: int, place: str) -> tuple[int, int | None]:
+    weight, port = 1, None
+    for kind, start, length in _properties(data, at, end, place):
+        if kind == BUCKET_WEIGHT and length in (6, 8):
+            weight = data[start + 4] << 8 | data[start + 5]
+        elif kind == BUCKET_WATCH_PORT and length == 8:
+            port = _WORD.unpack_from(data, start + 4)[0]
+        else:
+            raise Unknown(f"bucket property {kind} of {length} bytes")
+    return weight, port
+
+
+def _hash_fields(data: bytes, at: int, end: int, place: str) -> tuple[Field, ...]:
+    fields: tuple[Field, ...] = ()
+    for kind, start, length in _properties(data, at, end, place):
+        if kind != EXPERIMENTER_PROPERTY or length < SELECTION_METHOD.size:
+            raise Unknown(f"group property {kind} of {length} bytes")
+        _, _, vendor, subtype, method, _ = SELECTION_METHOD.unpack_from(data, start)
+        if (vendor, subtype) != (NTR_VENDOR, NTR_SELECTION_METHOD):
+            raise Unknown(f"group property {subtype} of experimenter {vendor:#x}")
+        tests = get_tests(data, start + SELECTION_METHOD.size, start + length, place)
+        if method.rstrip(b"\0") != b"hash" or not tests:
+            raise Unknown(f"selection method {method!r} over {len(tests)} fields")
+        if any(value != field.full_mask for field, value, _ in tests):
+            raise Unknown("selection method over parts of fields")
+        fields = tuple([field for field, _, _ in tests])
+    return fields
+
+
+def meter_descs(data: bytes) -> Reply[Meter | AlienMeter]:
+    """One message of the reply to a METER_DESC request."""
+    xid, more = _multipart(data, MP_METER_DESC, "meter descriptions")
+    at = HEADER_SIZE + MULTIPART.size
+    found: list[Meter | AlienMeter] = []
+    while at < len(data):
+        place = f"meter description {len(found)}"
+        end = _entry_end(data, at, METER_DESC.size, place)
+        found.append(_meter(data, at, end))
+        at = end
+    return Reply(xid, found, more)
+
+
+def _meter(data: bytes, at: int, end: int) -> Meter | AlienMeter:
+    _, flags, number = METER_DESC.unpack_from(data, at)
+    start = at + METER_DESC.size
+    if end - start != BAND.size:
+        return AlienMeter(number, f"{end - start} bytes of bands where one takes {BAND.size}")
+    kind, _, rate, burst = BAND.unpack_from(data, start)
+    unit = flags & ~(METER_BURST | METER_STATS)
+    if kind != BAND_DROP or unit not in (METER_KBPS, METER_PKTPS):
+        return AlienMeter(number, f"band of type {kind}, flags {flags:#x}")
+    return Meter(number, rate, burst if flags & METER_BURST else 0, unit == METER_PKTPS)

@@ -1,0 +1,441 @@
+"""The codec against a real Open vSwitch: what was put in is what is read back.
+
+Runs inside the sandbox: OVS_RUNDIR names the run directory of a private Open vSwitch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from controller.act.dataplane.openflow import decode, encode, wire
+from controller.act.dataplane.openflow import fields as f
+from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
+from controller.act.dataplane.openflow.encode import Bundle, BundleFlag, Change, Command
+from controller.act.dataplane.openflow.records import (
+    CONTROLLER,
+    IN_PORT_NUMBER,
+    LOCAL,
+    Bucket,
+    Clone,
+    Conjunction,
+    Ct,
+    CtClear,
+    DecTtl,
+    Flow,
+    Group,
+    GroupType,
+    Meter,
+    Move,
+    Output,
+    OutputField,
+    PopMpls,
+    PushMpls,
+    Resubmit,
+    SetField,
+    ToGroup,
+    ToMeter,
+    match,
+)
+
+pytestmark = pytest.mark.fabric
+
+BRIDGE = "codec0"
+WAIT_S = 20
+
+
+def ip4(text: str) -> int:
+    return int(ipaddress.IPv4Address(text))
+
+
+def ip6(text: str) -> int:
+    return int(ipaddress.IPv6Address(text))
+
+
+MAC, PEER = 0x02_00_00_00_00_01, 0x02_00_00_00_00_02
+ROUTER = 0x02_FF_00_00_00_01
+V4, V6 = ip4("10.1.2.3"), ip6("2001:db8::1:2:3")
+IP, ARP, IPV6, MPLS = 0x0800, 0x0806, 0x86DD, 0x8847
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
+NEW, EST, REL, RPL, INV, TRK = (1 << bit for bit in range(6))
+
+IS_IP, IS_ARP, IS_V6, IS_MPLS = ((f.ETH_TYPE, kind) for kind in (IP, ARP, IPV6, MPLS))
+
+GROUPS = (
+    Group(1, GroupType.ALL, (Bucket((Output(7),)), Bucket((SetField(f.REG[1], 9), Output(8))))),
+    Group(
+        2,
+        GroupType.SELECT,
+        (
+            Bucket((PushMpls(), SetField(f.MPLS_LABEL, 0x12345), Output(3)), weight=3),
+            Bucket((PushMpls(), SetField(f.MPLS_LABEL, 0x12346), Output(4)), weight=1),
+        ),
+    ),
+    Group(
+        3,
+        GroupType.SELECT,
+        (Bucket((Output(3),)), Bucket((Output(4),))),
+        (f.IPV4_SRC, f.IPV4_DST, f.IP_PROTO, f.UDP_SRC, f.UDP_DST),
+    ),
+    Group(
+        4,
+        GroupType.SELECT,
+        (Bucket((Output(3),), weight=2), Bucket((Output(4),), weight=5)),
+        (f.ETH_SRC, f.TCP_SRC, f.IPV6_DST, f.MPLS_LABEL),
+    ),
+    Group(5, GroupType.INDIRECT, (Bucket((DecTtl(), SetField(f.ETH_SRC, ROUTER), Output(2))),)),
+    Group(
+        6,
+        GroupType.FAST_FAILOVER,
+        (Bucket((Output(3),), watch_port=3), Bucket((Output(LOCAL),), watch_port=LOCAL)),
+    ),
+    Group(7, GroupType.ALL, ()),
+    Group(8, GroupType.SELECT, (Bucket((ToMeter(1), Resubmit(5))),)),
+    Group(9, GroupType.SELECT, (Bucket((Output(3),)),), (f.TCP_DST,)),
+)
+
+METERS = (
+    Meter(1, 20_000),
+    Meter(2, 20_000, burst=4_000),
+    Meter(3, 100, packets=True),
+    Meter(4, 100, burst=10, packets=True),
+)
+
+FLOWS = tuple(
+    Flow(table, priority, tests, actions, goto, cookie=0x5100_0000_0000_0000 | number)
+    for number, (table, priority, tests, actions, goto) in enumerate(
+        (
+            # classify
+            (0, 0, match(), (), None),
+            (0, 1, match(), (), 1),
+            (0, 100, match((f.IN_PORT, 1)), (SetField(f.REG[0], 77), SetField(f.REG[1], 1)), 1),
+            (0, 100, match((f.IN_PORT, LOCAL)), (), 4),
+            (0, 90, match((f.ETH_DST, 1 << 40, 1 << 40)), (Output(CONTROLLER, 128),), None),
+            (0, 91, match((f.ETH_TYPE, 0x88CC)), (Output(CONTROLLER),), None),
+            (0, 92, match(IS_MPLS, (f.MPLS_LABEL, 0xABCDE)), (PopMpls(IP),), 7),
+            (0, 92, match(IS_MPLS, (f.MPLS_LABEL, 5)), (PopMpls(IPV6),), 7),
+            (0, 93, match(IS_MPLS, (f.MPLS_LABEL, 6), (f.MPLS_BOS, 0)), (PopMpls(MPLS),), 7),
+            (0, 94, match(IS_MPLS, (f.MPLS_TC, 3), (f.MPLS_BOS, 1)), (Output(2),), None),
+            (0, 95, match((f.VLAN_VID, 0x1000 | 12)), (), 1),
+            (0, 96, match((f.VLAN_VID, 0x1000, 0x1000)), (), None),
+            (0, 97, match((f.VLAN_VID, 0)), (), 1),
+            # port security
+            (1, 50, match((f.REG[0], 77), IS_IP, (f.ETH_SRC, MAC), (f.IPV4_SRC, V4)), (), 2),
+            (1, 50, match((f.REG[0], 77), IS_V6, (f.ETH_SRC, MAC), (f.IPV6_SRC, V6)), (), 2),
+            (
+                1, 60,
+                match((f.REG[0], 77), IS_ARP, (f.ARP_SPA, V4), (f.ARP_SHA, MAC), (f.ARP_OP, 2)),
+                (), 2,
+            ),
+            (
+                1, 61,
+                match((f.REG[0], 77), IS_V6, (f.IP_PROTO, ICMPV6), (f.ICMPV6_TYPE, 136),
+                      (f.ICMPV6_CODE, 0), (f.ND_TARGET, V6), (f.ND_TLL, MAC)),
+                (), 2,
+            ),
+            (
+                1, 62,
+                match(IS_V6, (f.IP_PROTO, ICMPV6), (f.ICMPV6_TYPE, 135), (f.ND_SLL, MAC),
+                      (f.IP_TTL, 255)),
+                (), 2,
+            ),
+            (1, 63, match(IS_IP, (f.IPV4_SRC, ip4("10.0.0.0"), ip4("255.0.0.0"))), (), None),
+            (1, 64, match(IS_V6, (f.IPV6_SRC, 0xFE80 << 112, 0xFFC0 << 112)), (), 2),
+            (1, 65, match(IS_V6, (f.ND_TARGET, V6, ip6("ffff:ffff::")), (f.IP_PROTO, ICMPV6),
+                          (f.ICMPV6_TYPE, 135)), (), 2),
+            # ARP responder
+            (
+                2, 70,
+                match((f.METADATA, 5), IS_ARP, (f.ARP_OP, 1), (f.ARP_TPA, V4)),
+                (
+                    Move(f.ETH_SRC, f.ETH_DST, 48),
+                    SetField(f.ETH_SRC, ROUTER),
+                    SetField(f.ARP_OP, 2),
+                    Move(f.ARP_SHA, f.ARP_THA, 48),
+                    SetField(f.ARP_SHA, ROUTER),
+                    Move(f.ARP_SPA, f.ARP_TPA, 32),
+                    SetField(f.ARP_SPA, V4),
+                    Output(IN_PORT_NUMBER),
+                ),
+                None,
+            ),
+            # neighbour discovery responder
+            (
+                2, 71,
+                match(IS_V6, (f.IP_PROTO, ICMPV6), (f.ICMPV6_TYPE, 135), (f.ND_TARGET, V6)),
+                (
+                    SetField(f.ICMPV6_TYPE, 136),
+                    SetField(f.ICMPV6_CODE, 0),
+                    SetField(f.ND_TARGET, V6),
+                    Move(f.IPV6_SRC, f.IPV6_DST, 128),
+                    SetField(f.IPV6_SRC, V6),
+                    Output(IN_PORT_NUMBER),
+                ),
+                None,
+            ),
+            # ICMP echo answered by the gateway
+            (
+                2, 72,
+                match(IS_IP, (f.IP_PROTO, ICMP), (f.ICMPV4_TYPE, 8), (f.ICMPV4_CODE, 0),
+                      (f.IPV4_DST, V4)),
+                (
+                    Move(f.IPV4_SRC, f.IPV4_DST, 32),
+                    SetField(f.IPV4_SRC, V4),
+                    SetField(f.ICMPV4_TYPE, 0),
+                    SetField(f.IP_TTL, 64),
+                    Output(IN_PORT_NUMBER),
+                ),
+                None,
+            ),
+            # copies to the controller, metered in a table of their own
+            (2, 73, match((f.REG[3], 0)), (Clone((SetField(f.REG[4], 3), Resubmit(60))),), 3),
+            (60, 1, match((f.REG[4], 3)), (ToMeter(3), Output(CONTROLLER, 256)), None),
+            (60, 2, match(), (ToMeter(4), Output(CONTROLLER)), None),
+            (2, 74, match((f.REG[3], 1)), (Clone((Output(9),)), Clone((Clone((Output(8),)),))), 3),
+            # conntrack
+            (3, 1, match(IS_IP), (Ct(f.REG[6], 4),), None),
+            (3, 1, match(IS_V6), (Ct(12, 4),), None),
+            (3, 2, match(IS_IP, (f.CT_MARK, 1)), (Ct(f.REG[6], commit=True),), 4),
+            (3, 3, match(IS_IP, (f.CT_ZONE, 9)), (CtClear(), Ct(0, 4, commit=True)), None),
+            (4, 10, match(IS_IP, (f.CT_STATE, TRK | EST, TRK | EST | NEW)), (), 5),
+            (4, 11, match(IS_IP, (f.CT_STATE, TRK | INV, TRK | INV)), (), None),
+            (
+                4, 12,
+                match(IS_V6, (f.CT_STATE, TRK | REL, TRK | REL | RPL), (f.CT_MARK, 0x10, 0xF0)),
+                (), 5,
+            ),
+            # access: conjunctions
+            (4, 20, match(IS_IP, (f.CONJ_ID, 4711)), (Ct(f.REG[6], commit=True),), 5),
+            (4, 20, match(IS_IP, (f.IPV4_SRC, V4)), (Conjunction(4711, 0, 3),), None),
+            (
+                4, 20, match(IS_IP, (f.IPV4_DST, V4)),
+                (Conjunction(4711, 1, 3), Conjunction(4712, 1, 2)), None,
+            ),
+            (
+                4, 20, match(IS_IP, (f.IP_PROTO, TCP), (f.TCP_DST, 0x1F40, 0xFFF0)),
+                (Conjunction(4711, 2, 3),), None,
+            ),
+            (4, 21, match(IS_IP, (f.IP_PROTO, TCP), (f.TCP_DST, 443), (f.TCP_SRC, 1)), (), 5),
+            (4, 21, match(IS_V6, (f.IP_PROTO, UDP), (f.UDP_DST, 53)), (), 5),
+            (4, 21, match(IS_IP, (f.IP_PROTO, UDP), (f.UDP_SRC, 0x8000, 0x8000)), (), 5),
+            (4, 21, match(IS_IP, (f.IP_PROTO, SCTP), (f.SCTP_DST, 9), (f.SCTP_SRC, 8)), (), 5),
+            (4, 22, match(IS_IP, (f.IP_PROTO, TCP), (f.TCP_FLAGS, 2, 0x12)), (), 5),
+            (4, 22, match(IS_IP, (f.IP_PROTO, TCP), (f.TCP_FLAGS, 0x10)), (), 5),
+            (4, 23, match(IS_IP, (f.IP_FRAG, 0)), (), 5),
+            (4, 24, match(IS_IP, (f.IP_FRAG, 1, 1)), (), 5),
+            (4, 25, match(IS_IP, (f.IP_FRAG, 3)), (), 5),
+            (4, 25, match(IS_IP, (f.IP_FRAG, 1)), (), 5),
+            # bandwidth
+            (5, 1, match((f.REG[1], 1)), (ToMeter(1),), 6),
+            (5, 2, match((f.REG[1], 2), IS_IP), (ToMeter(2), SetField(f.IP_DSCP, 46)), 6),
+            (5, 3, match(IS_IP, (f.IP_DSCP, 46), (f.IP_PROTO, UDP)), (), 6),
+            # locate: registers and metadata in all kinds of pairs and masks
+            (6, 1, match((f.REG[2], 0xAA00, 0xFF00), (f.REG[3], 1)), (), 7),
+            (6, 2, match((f.REG[2], 5)), (SetField(f.REG[5], 0xF0, 0xFF),), 7),
+            (6, 3, match((f.REG[3], 6)), (SetField(f.METADATA, 1 << 40, 1 << 40),), 7),
+            (6, 4, match((f.REG[14], 1), (f.REG[15], 2), (f.REG[0], 3)), (), 7),
+            (6, 5, match((f.METADATA, 7 << 32, 0xFF << 32)), (SetField(f.METADATA, 9),), 7),
+            (6, 6, match((f.METADATA, (1 << 64) - 1)), (Move(f.METADATA, f.REG[7], 16, 8, 4),), 7),
+            (
+                6, 7, match(IS_IP, (f.ETH_DST, ROUTER), (f.IPV4_DST, ip4("10.9.0.0"), 0xFFFF0000)),
+                (DecTtl(), SetField(f.ETH_SRC, ROUTER), SetField(f.ETH_DST, PEER)), 7,
+            ),
+            (6, 8, match(IS_V6, (f.IPV6_DST, V6)), (DecTtl(), SetField(f.IPV6_DST, V6)), 7),
+            # path and delivery
+            (7, 1, match((f.REG[2], 1)), (ToGroup(2),), None),
+            (7, 2, match((f.REG[2], 2), IS_IP), (ToGroup(3),), None),
+            (
+                7, 3, match((f.REG[2], 3)),
+                (PushMpls(), SetField(f.MPLS_LABEL, 0xFFFFF), SetField(f.MPLS_TC, 5), Output(2)),
+                None,
+            ),
+            (7, 4, match((f.REG[2], 4)), (ToGroup(1),), 8),
+            (8, 1, match((f.ETH_DST, MAC)), (OutputField(f.REG[15]),), None),
+            (8, 2, match((f.REG[9], 1)), (SetField(f.REG[15], 3), OutputField(f.REG[15])), None),
+            (8, 65535, match((f.ETH_SRC, MAC)), (Output(1), Output(2), Output(LOCAL)), None),
+            (
+                8, 3, match(IS_IP, (f.IP_PROTO, TCP)),
+                (SetField(f.TCP_DST, 80), SetField(f.TCP_SRC, 81), SetField(f.IPV4_DST, V4)), 9,
+            ),
+            (253, 1, match((f.IN_PORT, 0xFEFF)), (Output(IN_PORT_NUMBER),), None),
+        )
+    )
+)  # fmt: skip
+
+
+class Session:
+    """An OpenFlow 1.5 connection of the codec's own to one bridge."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), WAIT_S)
+        self._rest = b""
+        self._xid = 0
+        self.send(wire.message(wire.HELLO, self.xid(), b""))
+        assert decode.header(self.receive()).type == wire.HELLO
+
+    def xid(self) -> int:
+        self._xid += 1
+        return self._xid
+
+    def send(self, *messages: bytes) -> None:
+        self._socket.sendall(b"".join(messages))
+
+    def receive(self) -> bytes:
+        """The next message that is no keep-alive."""
+        while True:
+            while len(self._rest) < wire.HEADER_SIZE or (
+                len(self._rest) < decode.header(self._rest).length
+            ):
+                more = self._socket.recv(1 << 16)
+                assert more, "the switch closed the connection"
+                self._rest += more
+            length = decode.header(self._rest).length
+            found, self._rest = self._rest[:length], self._rest[length:]
+            head = decode.header(found)
+            if head.type != wire.ECHO_REQUEST:
+                return found
+            self.send(wire.message(wire.ECHO_REPLY, head.xid, found[wire.HEADER_SIZE :]))
+
+    def until(self, kind: int, xid: int) -> tuple[list[bytes], bytes]:
+        """Everything before the message of `kind` with `xid`, and that message."""
+        before: list[bytes] = []
+        while True:
+            found = self.receive()
+            head = decode.header(found)
+            if (head.type, head.xid) == (kind, xid):
+                return before, found
+            before.append(found)
+
+    def do(self, *messages: bytes) -> list[decode.SwitchError]:
+        """Send all and a barrier; what was refused."""
+        xid = self.xid()
+        self.send(*messages, encode.barrier_request(xid))
+        before, _ = self.until(wire.BARRIER_REPLY, xid)
+        return [decode.error(found) for found in before if found[1] == wire.ERROR]
+
+    def replies(self, request: bytes) -> list[bytes]:
+        self.send(request)
+        xid = decode.header(request).xid
+        found = [self.receive()]
+        while True:
+            head = decode.header(found[-1])
+            assert (head.type, head.xid) == (wire.MULTIPART_REPLY, xid), found[-1].hex()
+            if not int.from_bytes(found[-1][10:12], "big") & wire.MP_MORE:
+                return found
+            found.append(self.receive())
+
+    def installed(self) -> list[decode.Installed]:
+        request = encode.flow_desc_request(self.xid())
+        return [item for part in self.replies(request) for item in decode.flow_descs(part).items]
+
+    def flows(self) -> list[Flow | AlienFlow]:
+        return [item.flow for item in self.installed()]
+
+    def groups(self) -> list[Group | AlienGroup]:
+        request = encode.group_desc_request(self.xid())
+        return [item for part in self.replies(request) for item in decode.group_descs(part).items]
+
+    def meters(self) -> list[Meter | AlienMeter]:
+        request = encode.meter_desc_request(self.xid())
+        return [item for part in self.replies(request) for item in decode.meter_descs(part).items]
+
+    def clear(self) -> None:
+        gone = [encode.group_delete(self.xid()), encode.meter_delete(self.xid())]
+        for flow in self.flows():
+            if isinstance(flow, Flow):
+                gone.append(encode.flow_mod(self.xid(), Command.DELETE_STRICT, flow))
+            else:
+                gone.append(encode.delete_alien(self.xid(), flow))
+        assert self.do(*gone) == []
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def vsctl(*arguments: str) -> None:
+    database = f"unix:{os.environ['OVS_RUNDIR']}/db.sock"
+    subprocess.run(["ovs-vsctl", f"--db={database}", *arguments], check=True, timeout=WAIT_S)
+
+
+def ofctl(*arguments: str) -> str:
+    """Another controller's doing, by Open vSwitch's own tool."""
+    target = f"{os.environ['OVS_RUNDIR']}/{BRIDGE}.mgmt"
+    command = ["ovs-ofctl", "-OOpenFlow15", arguments[0], target, *arguments[1:]]
+    return subprocess.run(
+        command, check=True, timeout=WAIT_S, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[int]:
+    """A userspace bridge that listens on a free port of the loopback; the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    vsctl(
+        "add-br", BRIDGE,
+        "--", "set", "bridge", BRIDGE, "datapath_type=netdev", "protocols=OpenFlow15",
+        "fail_mode=secure", "other_config:disable-in-band=true",
+        "--", "set-controller", BRIDGE, f"ptcp:{port}:127.0.0.1",
+    )  # fmt: skip
+    yield port
+    vsctl("del-br", BRIDGE)
+
+
+@pytest.fixture
+def session(bridge: int) -> Iterator[Session]:
+    """A connection to an empty switch."""
+    made = Session(bridge)
+    made.clear()
+    yield made
+    made.close()
+
+
+def provide(session: Session) -> None:
+    assert session.do(*(encode.meter_mod(session.xid(), Change.ADD, m) for m in METERS)) == []
+    for group in GROUPS:
+        refused = session.do(encode.group_mod(session.xid(), Change.ADD, group))
+        assert [(group, error.name) for error in refused] == []
+
+
+def by_place(flow: Flow | AlienFlow) -> str:
+    return repr(flow.place)
+
+
+@pytest.mark.parametrize("meter", METERS, ids=repr)
+def test_a_meter_comes_back_as_it_went(session: Session, meter: Meter) -> None:
+    assert session.do(encode.meter_mod(session.xid(), Change.ADD, meter)) == []
+    assert session.meters() == [meter]
+    changed = replace(meter, rate=meter.rate * 2)
+    assert session.do(encode.meter_mod(session.xid(), Change.MODIFY, changed)) == []
+    assert session.meters() == [changed]
+    assert session.do(encode.meter_delete(session.xid(), meter.id)) == []
+    assert session.meters() == []
+
+
+def test_groups_come_back_as_they_went(session: Session) -> None:
+    provide(session)
+    assert sorted(session.groups(), key=lambda g: g.id) == list(GROUPS)
+    changed = replace(GROUPS[1], buckets=GROUPS[1].buckets[:1])
+    assert session.do(encode.group_mod(session.xid(), Change.MODIFY, changed)) == []
+    assert session.do(encode.group_delete(session.xid(), 3)) == []
+    left = {group.id: group for group in session.groups()}
+    assert left[2] == changed
+    assert 3 not in left
+
+
+def test_flows_come_back_as_they_went(session: Session) -> None:
+    provide(session)
+    for flow in FLOWS:
+        refused = session.do(encode.flow_mod(session.xid(), Command.ADD, flow))
+        assert [(flow, error.name) for error in refused] == []
+    assert sorted(session.flows(), key=by_place) == sorted(FLOWS, key=by_place)
+    # Each is found again by its match when it is to go.
+    gone = [encode.flow_mod(session.xid(), Command.DELETE_STRICT, flow) for flow in FLOWS]
+    assert session.do(*gone) == []
+    assert session.flows() == []
