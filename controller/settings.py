@@ -1,0 +1,415 @@
+"""Settings: one YAML file plus environment, refused with place, cause and hint where wrong.
+
+`PLEACH_CONFIG` names the file; `PLEACH_NORTHBOUND__PORT=8640` sets `northbound.port` and
+wins over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+PREFIX = "PLEACH_"
+CONFIG = "PLEACH_CONFIG"
+#: Variables that are no settings: the file itself, and what the REST client reads.
+OTHER_VARIABLES = frozenset({CONFIG, "PLEACH_URL", "PLEACH_TOKEN", "PLEACH_CA"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong: `place` is file:line or an environment variable."""
+
+    place: str
+    field: str
+    cause: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        field = f"{self.field}: " if self.field else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.place}: {field}{self.cause}{hint}"
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; `problems` has everything that is wrong."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+class Section(BaseModel):
+    """Frozen, typed strictly, and with no field but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+#: Strict typing would refuse the text of a path.
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: path.expanduser())]
+TcpPort = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+
+
+class Tls(Section):
+    """TLS of one door: off without a certificate. All files are PEM."""
+
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    #: Who signs the certificates of clients; these are asked for where it is given.
+    client_ca: FilePath | None = None
+    #: Turn away clients without a certificate that `client_ca` signed.
+    require_client_certificate: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            given, absent = ("key", "certificate") if self.key else ("certificate", "key")
+            raise ValueError(f"{given} is given without {absent}: give both or none")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca has no meaning without certificate and key")
+        if self.require_client_certificate and self.client_ca is None:
+            raise ValueError("require_client_certificate needs client_ca")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the door speaks TLS."""
+        return self.certificate is not None
+
+    def check(self, section: str) -> None:
+        """Raise SettingsError where a file of `section` (such as "northbound.tls") cannot be
+        read."""
+        problems = []
+        for name in ("certificate", "key", "client_ca"):
+            path: Path | None = getattr(self, name)
+            if path is None:
+                continue
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                cause = f"cannot be read: {error.strerror}"
+                hint = f"put a PEM file there that Pleach's user may read, or correct {name}"
+                problems.append(Problem(str(path), f"{section}.{name}", cause, hint))
+        if problems:
+            raise SettingsError(*problems)
+
+
+class StoreSettings(Section):
+    """The state of record."""
+
+    #: Where it lies: `sqlite:////full/path.db`. By default `pleach.db` in `state_dir`.
+    url: str
+    #: Entries of the change feed that are kept; who is further behind takes a snapshot.
+    feed_keep: Annotated[int, Field(ge=100)] = 100_000
+    #: Seconds to wait for another writer.
+    busy_timeout_s: Annotated[float, Field(ge=0, le=3_600)] = 10.0
+
+
+class NorthboundSettings(Section):
+    """The REST door."""
+
+    host: str = "127.0.0.1"
+    port: TcpPort = 8640
+    tls: Tls = Tls()
+    #: Bytes of one request.
+    max_body_bytes: Annotated[int, Field(ge=1_024, le=1 << 30)] = 1 << 20
+    #: Events of one batch.
+    max_batch: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    #: Requests per second and token, on average; 0 is no limit.
+    requests_per_s: Annotated[float, Field(ge=0)] = 2_000.0
+    #: Requests that one token may make at once beyond that.
+    burst: Annotated[int, Field(ge=1)] = 4_000
+    #: Seconds that `?wait=applied` waits at most.
+    wait_timeout_s: Seconds = 10.0
+    #: Seconds that an event's time may lie in the future.
+    event_skew_s: Annotated[float, Field(ge=0)] = 300.0
+    #: Seconds for which event ids are remembered.
+    event_memory_s: Seconds = 604_800.0
+
+
+class SouthboundSettings(Section):
+    """The OpenFlow door."""
+
+    host: str = "127.0.0.1"
+    port: TcpPort = 6653
+    tls: Tls = Tls()
+    #: Seconds between two comparisons of a switch's tables with what they should be.
+    reconcile_s: Seconds = 30.0
+    #: Seconds between two LLDP frames of a port.
+    lldp_s: Seconds = 5.0
+    #: Seconds without LLDP after which a link counts as gone (port status is quicker).
+    link_timeout_s: Seconds = 30.0
+    #: Messages that one switch may have got and not yet confirmed.
+    window: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
+    #: What speaks OpenFlow.
+    framework: Literal["os-ken"] = "os-ken"
+
+    @model_validator(mode="after")
+    def _links_outlive_a_frame(self) -> Self:
+        if self.link_timeout_s <= self.lldp_s:
+            raise ValueError("link_timeout_s must be longer than lldp_s, or links would flap")
+        return self
+
+
+class MigrationSettings(Section):
+    """How long the fabric treats a VM that moved in a special way."""
+
+    #: Seconds after the activation for which packets still under way to the source are served.
+    drain_s: Annotated[float, Field(ge=0, le=3_600)] = 2.0
+    #: Seconds after the activation for which established connections are let through.
+    grace_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+
+
+class LogSettings(Section):
+    """Logs: one event a line, on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+
+
+def default_state_dir() -> Path:
+    """/var/lib/pleach for root, ~/.local/state/pleach for others."""
+    return Path("/var/lib/pleach") if os.geteuid() == 0 else Path.home() / ".local/state/pleach"
+
+
+class Settings(Section):
+    """All settings."""
+
+    #: Directory of everything that Pleach keeps.
+    state_dir: Annotated[FilePath, AfterValidator(lambda path: path.absolute())]
+    store: StoreSettings
+    northbound: NorthboundSettings = NorthboundSettings()
+    southbound: SouthboundSettings = SouthboundSettings()
+    migration: MigrationSettings = MigrationSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        state_dir = data.get("state_dir", default_state_dir())
+        store = data.get("store", {})
+        if isinstance(store, dict) and isinstance(state_dir, str | Path):
+            at = Path(state_dir).expanduser().absolute()
+            store = {"url": f"sqlite:///{at}/pleach.db", **store}
+        return {**data, "state_dir": state_dir, "store": store}
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of the file `path` (or the one that `PLEACH_CONFIG` names, or none) and of
+    `environ`. SettingsError tells everything that is wrong with them."""
+    if path is None and environ.get(CONFIG):
+        path = Path(environ[CONFIG])
+    places: dict[tuple[str, ...], str] = {}
+    data: dict[str, Any] = {} if path is None else _read(path, places)
+    problems = _overlay(data, environ, places)
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        problems += [_explain(dict(e), places, str(path or "defaults")) for e in error.errors()]
+    if problems:
+        raise SettingsError(*problems)
+    return settings
+
+
+def safe_directory(path: Path) -> Path:
+    """Make `path` a directory that nobody else can look into (0700), parents included; one
+    that is there already must belong to this user or root and be writable by the owner
+    alone. Raises SettingsError, or OSError where the system refuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        cause = f"belongs to user {found.st_uid}, who could replace what lies in it"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        cause = f"others may write into it (mode {stat.S_IMODE(found.st_mode):04o})"
+    else:
+        return path
+    hint = f"chown {os.geteuid()} {path} && chmod 0700 {path}, or choose another directory"
+    raise SettingsError(Problem(str(path), "", cause, hint))
+
+
+def _read(path: Path, places: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    """The mapping in a YAML file; `places` gets file:line of every field."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        hint = f"correct --config or {CONFIG}"
+        raise SettingsError(Problem(str(path), "", error.strerror or str(error), hint)) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(Problem(str(path), "", "is not UTF-8 text")) from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        cause = f"is no YAML: {error.problem}"
+        raise SettingsError(Problem(f"{path}:{line}", "", cause)) from error
+    except yaml.YAMLError as error:
+        raise SettingsError(Problem(str(path), "", f"is no YAML: {error}")) from error
+    if node is None:
+        return {}
+    problems: list[Problem] = []
+    data = _Reader(path, places, problems).value(node, ())
+    if not problems and not isinstance(data, dict):
+        problems.append(Problem(f"{path}:1", "", "a mapping of sections is wanted here"))
+    if problems:
+        raise SettingsError(*problems)
+    assert isinstance(data, dict)
+    return data
+
+
+class _Reader:
+    """Makes plain values of YAML nodes and notes where each came from."""
+
+    def __init__(
+        self, path: Path, places: dict[tuple[str, ...], str], problems: list[Problem]
+    ) -> None:
+        self._path, self._places, self._problems = path, places, problems
+        self._scalars = yaml.constructor.SafeConstructor()
+        self._above: list[yaml.Node] = []
+
+    def value(self, node: yaml.Node, loc: tuple[str, ...]) -> object:
+        self._places.setdefault(loc, self._place(node))
+        if any(node is above for above in self._above):
+            self._problem(node, loc, "contains itself")
+            return None
+        self._above.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, loc)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(n, (*loc, str(i))) for i, n in enumerate(node.value)]
+            try:
+                return self._scalars.construct_object(node)
+            except (yaml.YAMLError, ValueError) as error:
+                self._problem(node, loc, f"cannot be read: {error}")
+                return None
+        finally:
+            self._above.pop()
+
+    def _mapping(self, node: yaml.MappingNode, loc: tuple[str, ...]) -> dict[str, object]:
+        out: dict[str, object] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            at = (*loc, name)
+            if name in out:
+                first = self._places[at].rpartition(":")[2]
+                self._problem(key, at, f"is set a second time (first in line {first})")
+                continue
+            self._places[at] = self._place(key)
+            out[name] = self.value(value, at)
+        return out
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._path}:{node.start_mark.line + 1}"
+
+    def _problem(self, node: yaml.Node, loc: tuple[str, ...], cause: str) -> None:
+        self._problems.append(Problem(self._place(node), ".".join(loc), cause))
+
+
+def _overlay(
+    data: dict[str, Any], environ: Mapping[str, str], places: dict[tuple[str, ...], str]
+) -> list[Problem]:
+    """Put what the environment sets into `data`; returns what is wrong with it."""
+    problems = []
+    known = {PREFIX + "__".join(loc).upper(): loc for loc in _leaves(Settings)}
+    for name in sorted(n for n in environ if n.startswith(PREFIX) and n not in OTHER_VARIABLES):
+        loc = known.get(name)
+        if loc is None:
+            hint = _closest(name, [*known, *OTHER_VARIABLES])
+            problems.append(Problem(name, "", "there is no such setting", hint))
+            continue
+        try:
+            value = _adapter(loc).validate_strings(environ[name], strict=False)
+        except ValidationError as error:
+            problems.append(Problem(name, ".".join(loc), _message(dict(error.errors()[0]))))
+            continue
+        section = data
+        for part in loc[:-1]:
+            if not isinstance(section.get(part), dict):
+                section[part] = {}
+            section = section[part]
+        section[loc[-1]] = value
+        places[loc] = name
+    return problems
+
+
+def _leaves(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    leaves = []
+    for name, field in model.model_fields.items():
+        loc = (*above, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            leaves += _leaves(field.annotation, loc)
+        else:
+            leaves.append(loc)
+    return leaves
+
+
+def _model(loc: tuple[str, ...]) -> type[BaseModel] | None:
+    """The section at `loc`."""
+    model: type[BaseModel] = Settings
+    for part in loc:
+        field = model.model_fields.get(part)
+        annotation = None if field is None else field.annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return model
+
+
+def _adapter(loc: tuple[str, ...]) -> TypeAdapter[Any]:
+    """What makes a value of the field `loc` of text."""
+    section = _model(loc[:-1])
+    assert section is not None
+    field = section.model_fields[loc[-1]]
+    annotation: Any = field.annotation
+    for meta in field.metadata:
+        annotation = Annotated[annotation, meta]
+    return TypeAdapter(annotation)
+
+
+def _explain(error: dict[str, Any], places: Mapping[tuple[str, ...], str], source: str) -> Problem:
+    loc = tuple(str(part) for part in error["loc"])
+    at = loc
+    while at not in places and at:
+        at = at[:-1]
+    place = places.get(at, source)
+    if error["type"] == "extra_forbidden":
+        section = _model(loc[:-1])
+        hint = "" if section is None else _closest(loc[-1], list(section.model_fields))
+        return Problem(place, ".".join(loc), "there is no such setting", hint)
+    return Problem(place, ".".join(loc), _message(error), _choices(loc))
+
+
+def _message(error: dict[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = error["input"]
+    return message if isinstance(given, dict) else f"{message}, not {given!r}"
+
+
+def _choices(loc: tuple[str, ...]) -> str:
+    section = _model(loc[:-1]) if loc else None
+    field = section.model_fields.get(loc[-1]) if section else None
+    if field is not None and get_args(field.annotation) and isinstance(field.default, str):
+        return "choose one of " + ", ".join(map(str, get_args(field.annotation)))
+    return ""
+
+
+def _closest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"

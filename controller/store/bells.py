@@ -1,0 +1,143 @@
+"""Bells: how a commit wakes the consumers of the feed in other processes within a millisecond.
+
+A bell is a Unix datagram socket in a directory beside the database; whoever commits sends
+one byte to each. A lost ring loses nothing, because consumers poll as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import select
+import socket
+import threading
+from pathlib import Path
+
+from controller.settings import safe_directory
+from controller.store.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+class Bell:
+    """One consumer's bell. To be waited for by one thread, greenthread or loop at a time."""
+
+    def __init__(self, path: Path, address: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        self._socket.bind(address)
+
+    def fileno(self) -> int:
+        """Readable when the bell rang: for selectors and asyncio's `add_reader`, whose
+        callback then calls `drain`."""
+        return self._socket.fileno()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait at most `timeout` seconds (None: for ever); whether it rang. Rings are drained."""
+        # eventlet replaces `select` and takes `poll` away; where there is `poll`, it is used
+        # because `select` fails with descriptors past 1023.
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            rang = bool(poll.poll(None if timeout is None else timeout * 1000))
+        else:
+            rang = bool(select.select([self._socket], [], [], timeout)[0])
+        if rang:
+            self.drain()
+        return rang
+
+    def drain(self) -> None:
+        """Take all rings, without waiting."""
+        while True:
+            try:
+                self._socket.recv(16)
+            except BlockingIOError:
+                return
+
+    def close(self) -> None:
+        """Be no consumer any more. May be called twice."""
+        self.path.unlink(missing_ok=True)
+        self._socket.close()
+
+
+class Ringer:
+    """The bells of one directory as one store sees them: its own, and those it rings."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        safe_directory(directory)
+        # Sockets are named through this descriptor, since their full path may be longer than
+        # the 107 bytes that a Unix address holds.
+        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        self._own: dict[str, Bell] = {}
+        self._lock = threading.Lock()
+
+    def bell(self, name: str) -> Bell:
+        """A new bell. ValueError where `name` has other than letters, digits, _ and -."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a bell: use 1 to 40 of A-Z a-z 0-9 _ -")
+        # The random part tells apart processes of containers that have the same number.
+        file = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            bell = Bell(self._directory / file, self._address(file))
+        except OSError as error:
+            raise StoreUnavailable(
+                str(self._directory / file),
+                f"no socket could be made there ({error.strerror})",
+                "see that the directory can be written to and that /proc is mounted",
+            ) from error
+        with self._lock:
+            self._own[file] = bell
+        return bell
+
+    def ring(self) -> None:
+        """Wake every consumer but those of this store. Never fails: the commit is done."""
+        try:
+            files = [path.name for path in self._directory.iterdir()]
+        except OSError as error:
+            log.warning("bells %s cannot be listed: %s", self._directory, error)
+            return
+        for file in files:
+            if file not in self._own:
+                self._ring(file)
+
+    def _ring(self, file: str) -> None:
+        try:
+            self._socket.sendto(b"!", self._address(file))
+        except BlockingIOError:
+            return  # its queue is full of rings already
+        except ConnectionRefusedError:
+            self._remove(file)  # its process ended without closing it
+        except FileNotFoundError:
+            return  # closed since the directory was read
+        except OSError as error:
+            log.warning("bell %s/%s cannot be rung: %s", self._directory, file, error)
+
+    def _remove(self, file: str) -> None:
+        try:
+            os.unlink(file, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return  # another ringer was first
+        except OSError as error:
+            log.warning("dead bell %s/%s stays: %s", self._directory, file, error)
+
+    def _address(self, file: str) -> str:
+        return f"/proc/self/fd/{self._descriptor}/{file}"
+
+    def close(self) -> None:
+        """Close the bells of this store, and ring no more. May be called twice."""
+        with self._lock:
+            for bell in self._own.values():
+                bell.close()
+            self._own.clear()
+            if self._descriptor >= 0:
+                self._socket.close()
+                os.close(self._descriptor)
+                self._descriptor = -1

@@ -1,0 +1,218 @@
+"""The tables of the store, as SQLAlchemy knows them.
+
+Each kind of record has a table: `key`, the columns that must be unique, referred to or
+looked for, and `body`, the record itself as JSON. `controller.store.migrations` makes these
+tables in a database; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+#: The newest revision in `controller/store/migrations/versions`.
+HEAD = "0001"
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+#: Only an INTEGER primary key is SQLite's own row number, without an index beside it.
+BigKey = BigInteger().with_variant(Integer, "sqlite")
+
+datapath = Table(
+    "datapath",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+port = Table(
+    "port",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("datapath", String, ForeignKey("datapath.key"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("name", String, nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("datapath", "number"),
+    Index("ix_port_datapath_name", "datapath", "name"),
+)
+link = Table(
+    "link",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("datapath", String, ForeignKey("datapath.key"), nullable=False),
+    Column("port", BigInteger, nullable=False),
+    Column("to_datapath", String, ForeignKey("datapath.key"), nullable=False, index=True),
+    Column("to_port", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("datapath", "port"),
+)
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+subnet = Table(
+    "subnet",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+#: `datapath` is no foreign key: a host may be declared before its switch connects.
+host = Table(
+    "host",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("datapath", String, nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+vm = Table(
+    "vm",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+nic = Table(
+    "nic",
+    metadata,
+    Column("mac", String, primary_key=True),
+    Column("vm", String, ForeignKey("vm.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("subnet", String, ForeignKey("subnet.key"), nullable=False),
+    Column("ipv4", String),
+    Column("ipv6", String),
+    Column("link_local", String, nullable=False),
+    UniqueConstraint("subnet", "ipv4"),
+    UniqueConstraint("subnet", "ipv6"),
+    UniqueConstraint("subnet", "link_local"),
+)
+placement = Table(
+    "placement",
+    metadata,
+    Column("key", String, ForeignKey("vm.key"), primary_key=True),
+    Column("host", String, ForeignKey("host.key"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+#: The `open_` columns are filled only while the migration is open, so that what is over
+#: keeps nobody from removing a VM or a host; `moving` holds the VM until it has arrived.
+migration = Table(
+    "migration",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("vm", String, nullable=False, index=True),
+    Column("source", String, nullable=False, index=True),
+    Column("target", String, nullable=False, index=True),
+    Column("open_vm", String, ForeignKey("vm.key"), index=True),
+    Column("open_source", String, ForeignKey("host.key"), index=True),
+    Column("open_target", String, ForeignKey("host.key"), index=True),
+    Column("moving", String, unique=True),
+    Column("body", Text, nullable=False),
+)
+#: Which NIC of which VM has a port, by a placement or by an open migration's target.
+plug = Table(
+    "plug",
+    metadata,
+    Column("host", String, ForeignKey("host.key"), primary_key=True),
+    Column("port", String, primary_key=True),
+    Column("vm", String, ForeignKey("vm.key"), nullable=False, index=True),
+    Column("nic", Integer, nullable=False),
+)
+access_rule = Table(
+    "access_rule",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+
+#: The change feed. `until` is the last revision of the same transaction; a `body` of NULL
+#: tells of a removal.
+feed = Table(
+    "feed",
+    metadata,
+    Column("revision", BigKey, primary_key=True, autoincrement=False),
+    Column("until", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("body", Text),
+)
+#: "revision": the newest; "compacted": the newest that the feed lost; "number.KIND": the
+#: highest number that a record of that kind ever had.
+counter = Table(
+    "counter",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+progress = Table(
+    "progress",
+    metadata,
+    Column("datapath", String, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("confirmed_at", Float, nullable=False),
+    Column("connected", Boolean, nullable=False),
+    Column("pending", Integer, nullable=False),
+    Column("error", Text),
+)
+event = Table(
+    "event",
+    metadata,
+    Column("source", String, primary_key=True),
+    Column("event_id", String, primary_key=True),
+    Column("fingerprint", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("received_at", Float, nullable=False, index=True),
+)
+#: Time of the newest event about each subject; the subject "" stands for all forgotten ones.
+event_time = Table(
+    "event_time",
+    metadata,
+    Column("subject", String, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+)
+token = Table(
+    "token",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("host", String),
+    Column("digest", String, nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    sqlite_autoincrement=True,
+)

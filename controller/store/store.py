@@ -1,0 +1,246 @@
+"""The state of record: one database, shared by processes, with a feed of every change."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, bindparam, delete, make_url, select, update
+from sqlalchemy.exc import ArgumentError
+
+from controller.model.state import Change, State
+from controller.store import schema
+from controller.store.bells import Bell, Ringer
+from controller.store.errors import FeedCompacted, StoreCorrupt, StoreUnavailable
+from controller.store.records import AuditEntry, Progress, Token
+from controller.store.shapes import SHAPES
+from controller.store.sqlite import RESTORE, Sqlite, busy
+from controller.store.transaction import Transaction
+
+#: Feed entries that one transaction of `compact` removes: others write in between.
+_COMPACT_STEP = 5_000
+
+_COUNTERS = select(schema.counter.c.name, schema.counter.c.value).where(
+    schema.counter.c.name.in_(["revision", "compacted"])
+)
+_BODIES = {kind: select(shape.table.c.body) for kind, shape in SHAPES.items()}
+_FEED = select(
+    schema.feed.c.revision,
+    schema.feed.c.until,
+    schema.feed.c.kind,
+    schema.feed.c.key,
+    schema.feed.c.body,
+).order_by(schema.feed.c.revision)
+_FEED_AFTER = _FEED.where(schema.feed.c.revision > bindparam("after")).limit(bindparam("limit"))
+_FEED_UNTIL = _FEED.where(
+    schema.feed.c.revision > bindparam("after"), schema.feed.c.revision <= bindparam("until")
+)
+_PROGRESS = select(schema.progress)
+_TOKEN = select(schema.token).where(schema.token.c.digest == bindparam("digest"))
+
+
+class Store:
+    """The store as one process sees it. Safe for threads and for eventlet's greenthreads;
+    not to be carried over a fork: open another in the child."""
+
+    def __init__(self, backend: Sqlite, engine: Engine, feed_keep: int) -> None:
+        self._backend = backend
+        self._engine = engine
+        self._durable = engine.execution_options(write=True, durable=True)
+        self._quick = engine.execution_options(write=True, durable=False)
+        self._feed_keep = feed_keep
+        self._writer = threading.Lock()
+        self._ringer = Ringer(backend.bells)
+
+    @classmethod
+    def open(cls, url: str, *, busy_timeout_s: float = 10, feed_keep: int = 100_000) -> Store:
+        """Open the store at `url`, made where there is none and upgraded where it is older.
+
+        Raises StoreCorrupt (found by a check of the whole file), SchemaTooNew, StoreFull,
+        StoreReadOnly, StoreBusy, or StoreUnavailable where there is no such engine."""
+        backend = _backend(url, busy_timeout_s)
+        engine = backend.open(_migrate)
+        try:
+            with backend.errors():
+                return cls(backend, engine, feed_keep)
+        except BaseException:
+            engine.dispose()
+            raise
+
+    def close(self) -> None:
+        """Close the connections and the bells. May be called twice."""
+        self._ringer.close()
+        self._engine.dispose()
+
+    @property
+    def revision(self) -> int:
+        """The newest revision."""
+        with self._reading() as connection:
+            return _counters(connection)[0]
+
+    def snapshot(self) -> State:
+        """Everything, as it is at one revision."""
+        state = State()
+        with self._reading() as connection:
+            state.revision = _counters(connection)[0]
+            bodies = {kind: connection.scalars(query).all() for kind, query in _BODIES.items()}
+        for kind, shape in SHAPES.items():
+            table = state.table(kind)
+            for body in bodies[kind]:
+                record = shape.load(body)
+                table[record.key] = record
+        return state
+
+    def changes(self, after: int, limit: int = 1000) -> list[Change]:
+        """The changes since revision `after`, ascending: about `limit`, and more where else a
+        transaction would be cut in two. FeedCompacted where the feed does not reach back to
+        `after`, or `after` is ahead of the store (a backup was restored)."""
+        with self._reading() as connection:
+            newest, compacted = _counters(connection)
+            if not compacted <= after <= newest:
+                raise FeedCompacted(after, compacted + 1)
+            if after == newest:
+                return []
+            rows = list(connection.execute(_FEED_AFTER, {"after": after, "limit": max(limit, 1)}))
+            last = rows[-1]
+            if last.until > last.revision:
+                rest = {"after": last.revision, "until": last.until}
+                rows += connection.execute(_FEED_UNTIL, rest)
+        return [self._change(*row) for row in rows]
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """Change the store: all that is done inside, or nothing if it ends by an exception.
+
+        One writer at a time, over all processes. With `durable`, what was committed is on
+        the disk when this returns; without, the power may take it along. Not to be nested.
+        Raises StoreBusy, StoreFull, StoreReadOnly, StoreCorrupt, StoreUnavailable."""
+        engine = self._durable if durable else self._quick
+        timeout = self._backend.busy_timeout_s
+        if not self._writer.acquire(timeout=timeout):
+            raise busy(str(self._backend.file), timeout)
+        try:
+            with self._backend.errors(), engine.begin() as connection:
+                transaction = Transaction(connection)
+                yield transaction
+                transaction.finish()
+        finally:
+            self._writer.release()
+        if transaction.dirty:
+            self._ringer.ring()
+
+    def bell(self, name: str) -> Bell:
+        """A bell that rings when another store than this, in whatever process, commits."""
+        return self._ringer.bell(name)
+
+    def set_progress(self, rows: Iterable[Progress]) -> None:
+        """Replace the progress of the datapaths that `rows` are about. Not durable."""
+        with self.transaction(durable=False) as transaction:
+            transaction.report(list(rows))
+
+    def progress(self) -> dict[str, Progress]:
+        """The progress of every datapath that ever reported, by datapath id."""
+        with self._reading() as connection:
+            rows = connection.execute(_PROGRESS).all()
+        return {row.datapath: Progress(**row._mapping) for row in rows}
+
+    def token(self, digest: str) -> Token | None:
+        """The token whose secret has this SHA-256 (hex). Whether it expired is for the
+        caller to see."""
+        with self._reading() as connection:
+            row = connection.execute(_TOKEN, {"digest": digest}).first()
+        return None if row is None else Token(**row._mapping)
+
+    def audit_log(self, limit: int = 100, before: int | None = None) -> list[AuditEntry]:
+        """At most `limit` entries of the audit log, newest first, of those with an id below
+        `before`."""
+        table = schema.audit
+        query = select(table).order_by(table.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(table.c.id < before)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return [AuditEntry(**{**row._mapping, "detail": json.loads(row.detail)}) for row in rows]
+
+    def compact(self) -> int:
+        """Remove the oldest feed entries beyond `feed_keep`; returns how many."""
+        removed = 0
+        while True:
+            with self._compacting() as connection:
+                newest, compacted = _counters(connection)
+                upto = min(newest - self._feed_keep, compacted + _COMPACT_STEP)
+                if upto <= compacted:
+                    return removed
+                feed, counter = schema.feed, schema.counter
+                gone = connection.execute(delete(feed).where(feed.c.revision <= upto))
+                connection.execute(
+                    update(counter).where(counter.c.name == "compacted").values(value=upto)
+                )
+                removed += gone.rowcount
+
+    def check(self) -> None:
+        """Raise StoreCorrupt where the database is damaged. Reads all of it."""
+        self._backend.check()
+
+    def backup(self, path: Path) -> None:
+        """Write a consistent copy to the file `path`, which must not exist, while others go
+        on working. StoreError where that cannot be."""
+        self._backend.backup(path)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._backend.errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _compacting(self) -> Iterator[Connection]:
+        with self._writer, self._backend.errors(), self._quick.begin() as connection:
+            yield connection
+
+    def _change(self, revision: int, _: int, kind: str, key: str, body: str | None) -> Change:
+        if kind not in SHAPES:
+            raise StoreCorrupt("change feed", f"there is no kind of record {kind!r}", RESTORE)
+        record = None if body is None else SHAPES[kind].load(body)
+        return Change(revision, kind, key, record)
+
+
+def backup(url: str, path: Path) -> None:
+    """Copy the store at `url` to the file `path`, whether or not others have it open."""
+    _backend(url, busy_timeout_s=10).backup(path)
+
+
+def _counters(connection: Connection) -> tuple[int, int]:
+    """The newest revision, and the newest that the feed lost."""
+    values = dict(connection.execute(_COUNTERS).tuples().all())
+    return values["revision"], values["compacted"]
+
+
+#: The engines by the first word of their URLs.
+_BACKENDS: dict[str, Callable[..., Sqlite]] = {"sqlite": Sqlite}
+
+
+def _backend(url: str, busy_timeout_s: float) -> Sqlite:
+    try:
+        parsed = make_url(url)
+        backend = _BACKENDS[parsed.get_backend_name()]
+    except (ArgumentError, KeyError) as error:
+        known = ", ".join(f"{name}://" for name in _BACKENDS)
+        raise StoreUnavailable(
+            f"store.url {url}", "there is no such engine", f"use one of {known}"
+        ) from error
+    return backend(parsed, busy_timeout_s)
+
+
+def _migrate(connection: Connection) -> None:
+    """Bring the database to the newest schema, in the transaction that is open."""
+    # Imported here, because it takes long and hardly any start needs it.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "controller.store:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

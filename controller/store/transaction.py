@@ -1,0 +1,370 @@
+"""One transaction on the store: what a caller may read and change before it commits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TypeVar, cast
+
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from controller.model.nouns import Migration, Placement, Record, Vm
+from controller.store import schema
+from controller.store.errors import Duplicate, NumbersExhausted, StoreError
+from controller.store.records import EventReceipt, Progress, Token
+from controller.store.shapes import (
+    SHAPES,
+    Shape,
+    nic_rows,
+    number_of,
+    plugs,
+    why_not_deleted,
+    why_not_put,
+)
+
+R = TypeVar("R", bound=Record)
+
+# Statements are made once: building one costs as much as running it.
+_BODY = {
+    kind: select(shape.table.c.body).where(shape.table.c.key == bindparam("key"))
+    for kind, shape in SHAPES.items()
+}
+_BODIES = {
+    kind: select(shape.table.c.body).order_by(shape.table.c.key) for kind, shape in SHAPES.items()
+}
+_INSERT = {kind: insert(shape.table) for kind, shape in SHAPES.items()}
+_UPDATE = {
+    kind: update(shape.table).where(shape.table.c.key == bindparam("at"))
+    for kind, shape in SHAPES.items()
+}
+_DELETE = {
+    kind: delete(shape.table).where(shape.table.c.key == bindparam("key"))
+    for kind, shape in SHAPES.items()
+}
+_COUNTER = select(schema.counter.c.value).where(schema.counter.c.name == bindparam("counter"))
+_COUNT = (
+    update(schema.counter)
+    .where(schema.counter.c.name == bindparam("counter"))
+    .values(value=bindparam("count"))
+)
+_FEED = insert(schema.feed)
+_DROP_NICS = delete(schema.nic).where(schema.nic.c.vm == bindparam("of"))
+_ADD_NICS = insert(schema.nic)
+_OPEN_MOVES = select(schema.migration.c.body).where(schema.migration.c.open_vm == bindparam("vm"))
+_PLUGS = select(schema.plug.c.host, schema.plug.c.port, schema.plug.c.nic).where(
+    schema.plug.c.vm == bindparam("vm")
+)
+_UNPLUG = delete(schema.plug).where(
+    schema.plug.c.host == bindparam("at_host"), schema.plug.c.port == bindparam("at_port")
+)
+_PLUG = insert(schema.plug)
+_SEEN = select(schema.event).where(
+    schema.event.c.source == bindparam("source"), schema.event.c.event_id == bindparam("id")
+)
+_LAST_EVENT = select(func.max(schema.event_time.c.at)).where(
+    schema.event_time.c.subject.in_([bindparam("subject"), ""])
+)
+
+
+class Transaction:
+    """Reads see what was written before in the same transaction. To be used by one thread,
+    inside `with store.transaction()`; nothing is kept unless that ends without exception."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._base = self._counter("revision")
+        self._entries: list[tuple[str, str, str | None]] = []
+        #: Whether anything was written.
+        self.dirty = False
+
+    @property
+    def revision(self) -> int:
+        """The last revision written, or the store's where nothing was changed."""
+        return self._base + len(self._entries)
+
+    # The nouns.
+
+    def get(self, cls: type[R], key: str) -> R | None:
+        """The record with this key."""
+        shape = SHAPES[cls.kind]
+        body = self._body(shape, key)
+        return None if body is None else cast("R", shape.load(body))
+
+    def all(self, cls: type[R]) -> list[R]:
+        """Every record of a kind, in the order of their keys."""
+        shape = SHAPES[cls.kind]
+        bodies = self._connection.scalars(_BODIES[cls.kind])
+        return [cast("R", shape.load(body)) for body in bodies]
+
+    def where(self, cls: type[R], **columns: str) -> list[R]:
+        """The records of a kind whose columns have these values, in the order of their keys.
+
+        Known are the references of each kind (tenant, vm, host, datapath), for VMs also
+        subnet, mac and host, for migrations vm, source, target and host (either of the two).
+        ValueError where a column is not known."""
+        shape = SHAPES[cls.kind]
+        query = _BODIES[cls.kind].where(*shape.condition(columns))
+        return [cast("R", shape.load(body)) for body in self._connection.scalars(query)]
+
+    def put(self, record: R) -> R:
+        """Insert or replace a record and return it as stored.
+
+        The store owns `number`: a new record that has 0 gets the next one never used (a
+        freed one where none is left), and a stored record keeps its own. What is equal to
+        what is stored makes no entry in the feed. Raises Duplicate, Missing or
+        NumbersExhausted, and then has changed nothing: the transaction may go on."""
+        shape = SHAPES[record.kind]
+        held = self._body(shape, record.key)
+        before = None if held is None else cast("R", shape.load(held))
+        with self._whole(lambda: why_not_put(self._connection, shape, record)):
+            if shape.max_number:
+                record = self._numbered(shape, record, before)
+            body = record.model_dump_json()
+            if body != held:
+                self._write(shape, record, body, before)
+        if body != held:
+            self._entries.append((record.kind, record.key, body))
+        return record
+
+    def delete(self, cls: type[R], key: str) -> bool:
+        """Remove a record; False where there is none. InUse where another refers to it, and
+        then the transaction may go on."""
+        before = self.get(cls, key)
+        if before is None:
+            return False
+        with self._whole(lambda: why_not_deleted(self._connection, cls.kind, key)):
+            if isinstance(before, Placement | Migration):
+                self._connection.execute(_DELETE[cls.kind], {"key": key})
+                self._replug(before.vm)
+            else:
+                self._connection.execute(_DELETE[cls.kind], {"key": key})
+            if cls.kind == "datapath":
+                self._delete_where(schema.progress, datapath=key)
+        self._entries.append((cls.kind, key, None))
+        return True
+
+    # Events.
+
+    def seen(self, source: str, event_id: str) -> EventReceipt | None:
+        """The receipt of an event that was taken before."""
+        row = self._connection.execute(_SEEN, {"source": source, "id": event_id}).first()
+        return None if row is None else EventReceipt(**row._mapping)
+
+    def remember(self, receipt: EventReceipt) -> None:
+        """Keep the receipt of an event. Duplicate where there is one already."""
+        holder = f"an event received before, from {receipt.source}"
+        clash = Duplicate("event", "id", receipt.event_id, holder)
+        with self._whole(lambda: clash):
+            self._connection.execute(insert(schema.event), asdict(receipt))
+
+    def last_event(self, subject: str) -> float | None:
+        """Time of the newest event about a VM or host, of which `note_event` was told, even
+        where the subject is gone. Where it was forgotten: the newest time forgotten of any
+        subject, so that no older event is ever taken for a new one. Unix seconds."""
+        newest: float | None = self._connection.scalar(_LAST_EVENT, {"subject": subject})
+        return newest
+
+    def note_event(self, subject: str, at: float) -> None:
+        """Remember the time of an event about `subject`; an older time changes nothing."""
+        if not subject:
+            raise ValueError("an event is about a VM or a host: the subject is empty")
+        self._raise_event_time(subject, at)
+
+    def forget_events(self, older_than: float) -> int:
+        """Forget what was received (receipts) or happened (times) before `older_than`, Unix
+        seconds; returns how many receipts went."""
+        table = schema.event_time
+        old = (table.c.at < older_than) & (table.c.subject != "")
+        newest = self._connection.scalar(select(func.max(table.c.at)).where(old))
+        if newest is not None:
+            self._connection.execute(delete(table).where(old))
+            self._raise_event_time("", newest)
+        forgotten = self._connection.execute(
+            delete(schema.event).where(schema.event.c.received_at < older_than)
+        ).rowcount
+        self.dirty = self.dirty or forgotten > 0
+        return forgotten
+
+    # Tokens and audit.
+
+    def token(self, name: str) -> Token | None:
+        """The token with this name."""
+        row = self._connection.execute(
+            select(schema.token).where(schema.token.c.name == name)
+        ).first()
+        return None if row is None else Token(**row._mapping)
+
+    def tokens(self) -> list[Token]:
+        """All tokens, by name."""
+        rows = self._connection.execute(select(schema.token).order_by(schema.token.c.name))
+        return [Token(**row._mapping) for row in rows]
+
+    def put_token(self, token: Token) -> None:
+        """Insert or replace a token. Duplicate where another has the same digest."""
+        held = select(schema.token.c.name).where(schema.token.c.digest == token.digest)
+
+        def clash() -> StoreError:
+            holder = self._connection.scalar(held)
+            return Duplicate("token", "digest", token.digest, f"token {holder}")
+
+        with self._whole(clash):
+            self._delete_where(schema.token, name=token.name)
+            self._connection.execute(insert(schema.token), asdict(token))
+
+    def revoke_token(self, name: str) -> bool:
+        """Remove a token; False where there is none."""
+        return self._delete_where(schema.token, name=name)
+
+    def audit(
+        self, at: float, actor: str, action: str, subject: str, detail: dict[str, object]
+    ) -> None:
+        """Add to the audit log, at `at` (Unix seconds). `detail` must fit JSON."""
+        row = {"at": at, "actor": actor, "action": action, "subject": subject}
+        self._connection.execute(
+            insert(schema.audit), {**row, "detail": json.dumps(detail, sort_keys=True)}
+        )
+        self.dirty = True
+
+    # For the store itself.
+
+    def report(self, rows: list[Progress]) -> None:
+        """Replace the progress of the datapaths that `rows` are about."""
+        if not rows:
+            return
+        table = schema.progress
+        newest = {row.datapath: row for row in rows}
+        self._connection.execute(delete(table).where(table.c.datapath.in_(newest)))
+        self._connection.execute(insert(table), [asdict(row) for row in newest.values()])
+        self.dirty = True
+
+    def finish(self) -> None:
+        """Write the feed entries: the last thing before the commit."""
+        if not self._entries:
+            return
+        until = self.revision
+        rows = [
+            {"revision": self._base + i, "until": until, "kind": kind, "key": key, "body": body}
+            for i, (kind, key, body) in enumerate(self._entries, 1)
+        ]
+        self._connection.execute(_FEED, rows)
+        self._count("revision", until)
+
+    def _body(self, shape: Shape, key: str) -> str | None:
+        return cast("str | None", self._connection.scalar(_BODY[shape.kind], {"key": key}))
+
+    @contextmanager
+    def _whole(self, why: Callable[[], StoreError | None]) -> Iterator[None]:
+        """All that is written inside, or nothing; `why` explains a constraint that failed."""
+        failed: IntegrityError | None = None
+        savepoint = self._connection.begin_nested()
+        try:
+            yield
+        except IntegrityError as error:
+            savepoint.rollback()
+            failed = error
+        except BaseException:
+            savepoint.rollback()
+            raise
+        else:
+            savepoint.commit()
+            self.dirty = True
+        if failed is not None:
+            raise why() or failed from failed
+
+    def _write(self, shape: Shape, record: Record, body: str, before: Record | None) -> None:
+        row = shape.row(record, body)
+        if before is None:
+            self._connection.execute(_INSERT[shape.kind], row)
+        else:
+            row["at"] = row.pop("key")
+            self._connection.execute(_UPDATE[shape.kind], row)
+        if isinstance(record, Vm):
+            if isinstance(before, Vm):
+                if before.nics == record.nics:
+                    return
+                self._connection.execute(_DROP_NICS, {"of": record.id})
+            self._connection.execute(_ADD_NICS, nic_rows(record))
+        elif isinstance(record, Placement | Migration):
+            self._replug(record.vm)
+            if isinstance(before, Migration) and before.vm != record.vm:
+                self._replug(before.vm)
+
+    def _replug(self, vm: str) -> None:
+        """Make the table of plugs say what the placement and open migrations of `vm` say."""
+        connection = self._connection
+        held: list[Record] = []
+        if (body := self._body(SHAPES["placement"], vm)) is not None:
+            held.append(SHAPES["placement"].load(body))
+        held += map(SHAPES["migration"].load, connection.scalars(_OPEN_MOVES, {"vm": vm}))
+        wanted: dict[tuple[str, str], int] = {}
+        for record in held:
+            assert isinstance(record, Placement | Migration)
+            for (host, port), nic in plugs(record).items():
+                if wanted.setdefault((host, port), nic) != nic:
+                    raise Duplicate(record.kind, "port", f"{host}/{port}", f"another NIC of {vm}")
+        rows = connection.execute(_PLUGS, {"vm": vm})
+        present = {(host, port): nic for host, port, nic in rows}
+        gone = present.items() - wanted.items()
+        new = wanted.items() - present.items()
+        if gone:
+            connection.execute(_UNPLUG, [{"at_host": h, "at_port": p} for (h, p), _ in gone])
+        if new:
+            connection.execute(
+                _PLUG, [{"host": h, "port": p, "vm": vm, "nic": nic} for (h, p), nic in new]
+            )
+
+    def _numbered(self, shape: Shape, record: R, before: R | None) -> R:
+        """`record` with the number it has in the store, or a new one."""
+        number = number_of(record)
+        counter = f"number.{shape.kind}"
+        if before is not None:
+            number = number_of(before)
+        elif number:
+            self._count(counter, max(number, self._counter(counter)))
+        else:
+            number = self._counter(counter) + 1
+            if number <= shape.max_number:
+                self._count(counter, number)
+            else:
+                number = self._freed(shape)
+        return record.model_copy(update={"number": number})
+
+    def _freed(self, shape: Shape) -> int:
+        """The lowest number that no record has. NumbersExhausted where there is none."""
+        number = shape.table.c.number
+        if self._connection.scalar(select(number).where(number == 1)) is None:
+            return 1
+        other = shape.table.alias()
+        after = select(func.min(number) + 1).where(
+            ~select(other.c.key).where(other.c.number == number + 1).exists()
+        )
+        free = int(self._connection.scalar(after) or 1)
+        if free > shape.max_number:
+            raise NumbersExhausted(shape.kind, shape.max_number)
+        return free
+
+    def _raise_event_time(self, subject: str, at: float) -> None:
+        table = schema.event_time
+        known = self._connection.scalar(select(table.c.at).where(table.c.subject == subject))
+        if known is None:
+            self._connection.execute(insert(table), {"subject": subject, "at": at})
+        elif at > known:
+            self._connection.execute(update(table).where(table.c.subject == subject).values(at=at))
+        self.dirty = True
+
+    def _delete_where(self, table: Table, **columns: str) -> bool:
+        statement = delete(table)
+        for name, value in columns.items():
+            statement = statement.where(table.c[name] == value)
+        found = self._connection.execute(statement).rowcount > 0
+        self.dirty = self.dirty or found
+        return found
+
+    def _counter(self, name: str) -> int:
+        return int(self._connection.execute(_COUNTER, {"counter": name}).scalar_one())
+
+    def _count(self, name: str, value: int) -> None:
+        self._connection.execute(_COUNT, {"counter": name, "count": value})
