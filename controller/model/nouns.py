@@ -18,7 +18,7 @@ from controller.model.addresses import Dpid, Id, Mac, PortName, eui64_link_local
 #: Widths of what the numbers are packed into: conntrack zones have 16 bits, an MPLS label
 #: 20 (RFC 3032), of which the payload type takes 1 for subnets and 8 for edges and paths.
 MAX_TENANT_NUMBER = 0xFFFF
-MAX_SUBNET_NUMBER = (1 << 18) - 1
+MAX_SUBNET_NUMBER = (1 << 18) - 5
 MAX_DATAPATH_NUMBER = (1 << 12) - 2
 
 
@@ -92,7 +92,9 @@ class Subnet(Record):
             if out.get("gateway6") is None and out.get("cidr6") is not None:
                 out["gateway6"] = IPv6Network(out["cidr6"])[1]
         except (ValueError, IndexError):
-            out.setdefault("gateway", str(IPv4Address(0)))  # the field's own check reports the cause
+            out.setdefault(
+                "gateway", str(IPv4Address(0))
+            )  # the field's own check reports the cause
         return out
 
     @model_validator(mode="after")

@@ -1,0 +1,148 @@
+"""From the state of record to the entries of every datapath, change by change.
+
+Rules are computed a unit at a time: a noun at a datapath. A change names the units that it
+may touch, before it and after it; only those are computed afresh, and only entries that then
+differ are reported. `compile_all` computes everything from nothing; that both ways end in
+the same entries is what the property tests hold us to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from controller.act.dataplane.impact import Impact, Unit, datapaths, units_at
+from controller.act.dataplane.openflow.records import Flow, Group, Match, Meter
+from controller.act.dataplane.rules.access import access
+from controller.act.dataplane.rules.base import Entries, Rules
+from controller.act.dataplane.rules.subnet import subnet, tenant
+from controller.act.dataplane.rules.switch import paths, switch
+from controller.act.dataplane.rules.vm import vm
+from controller.act.dataplane.view import FabricView
+from controller.model.state import Change, State
+
+Entry = Flow | Group | Meter
+
+
+class FlowKey(NamedTuple):
+    """Identity of a flow entry within one datapath."""
+
+    table: int
+    priority: int
+    match: Match
+
+
+class GroupKey(NamedTuple):
+    """Identity of a group within one datapath."""
+
+    group: int
+
+
+class MeterKey(NamedTuple):
+    """Identity of a meter within one datapath."""
+
+    meter: int
+
+
+Key = FlowKey | GroupKey | MeterKey
+
+
+def key_of(entry: Entry) -> Key:
+    """Identity of an entry within one datapath."""
+    if isinstance(entry, Flow):
+        return FlowKey(*entry.place)
+    return GroupKey(entry.id) if isinstance(entry, Group) else MeterKey(entry.id)
+
+
+_ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
+    "switch": lambda view, _, datapath: switch(view, datapath),
+    "paths": lambda view, _, datapath: paths(view, datapath),
+    "tenant": tenant,
+    "subnet": subnet,
+    "vm": vm,
+    "access": access,
+}
+
+
+@dataclass(slots=True)
+class Desired:
+    """What one datapath is to have, by unit and altogether."""
+
+    units: dict[Unit, tuple[Key, ...]] = field(default_factory=dict)
+    entries: dict[Key, Entry] = field(default_factory=dict)
+
+    def refresh(self, unit: Unit, rules: Rules) -> set[Key]:
+        """Put `rules` in the place of what the unit had; the keys that differ now."""
+        changed: set[Key] = set()
+        fresh: dict[Key, Entry] = {}
+        entries: list[Entry] = [*rules.flows, *rules.groups, *rules.meters]
+        for entry in entries:
+            key = key_of(entry)
+            fresh[key] = entry
+            if self.entries.get(key) != entry:
+                changed.add(key)
+        for key in self.units.get(unit, ()):
+            if key not in fresh:
+                self.entries.pop(key, None)
+                changed.add(key)
+        self.entries.update(fresh)
+        if fresh:
+            self.units[unit] = tuple(fresh)
+        else:
+            self.units.pop(unit, None)
+        return changed
+
+
+def compile_unit(view: FabricView, unit: Unit, datapath: str) -> Rules:
+    """The entries of one unit at one datapath."""
+    return Rules.of(_ROOMS[unit.kind](view, unit.key, datapath))
+
+
+def compile_all(view: FabricView, datapath: str) -> Desired:
+    """Everything for one datapath, computed from nothing."""
+    desired = Desired()
+    for unit in units_at(view, datapath):
+        desired.refresh(unit, compile_unit(view, unit, datapath))
+    return desired
+
+
+class Compiler:
+    """Keeps what every datapath is to have current."""
+
+    def __init__(self, state: State) -> None:
+        self.view = FabricView.of(state)
+        self.desired = {d: compile_all(self.view, d) for d in datapaths(self.view)}
+
+    def apply(self, changes: Iterable[Change]) -> dict[str, set[Key]]:
+        """Make `changes` true; the keys of entries that differ now, by datapath."""
+        impact = Impact(self.view)
+        for change in changes:
+            impact.note(change)
+        if impact.everything:
+            return self._rebuild()
+        if impact.topology:
+            self.view.reroute()
+            impact.add_routed()
+        changed: dict[str, set[Key]] = {}
+        for datapath, unit in impact.spots:
+            desired = self.desired.setdefault(datapath, Desired())
+            keys = desired.refresh(unit, compile_unit(self.view, unit, datapath))
+            if keys:
+                changed.setdefault(datapath, set()).update(keys)
+        return changed
+
+    def _rebuild(self) -> dict[str, set[Key]]:
+        """Compute everything afresh: for changes in which datapaths there are."""
+        self.view.reroute()
+        before, self.desired = self.desired, {}
+        changed: dict[str, set[Key]] = {}
+        for datapath in datapaths(self.view):
+            self.desired[datapath] = now = compile_all(self.view, datapath)
+            old = before.get(datapath, Desired())
+            changed[datapath] = {
+                key
+                for key in {*old.entries, *now.entries}
+                if old.entries.get(key) != now.entries.get(key)
+            }
+        return changed

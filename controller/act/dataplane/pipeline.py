@@ -1,0 +1,331 @@
+"""The pipeline, declared: which tables there are, what a packet carries between them in
+registers, what a label says, and who owns a rule.
+
+    VM port ─▶ classify ─▶ port_security ─▶ answer ─▶ conntrack ─▶ access_out ─▶ commit_out
+                  │                            │                                   │
+               uplink                   flood groups                      locate ─▶ path ─▶ uplink
+                  │                                                                  │ local
+                  └──▶ label ─▶ deliver ─▶ access_in ─▶ commit_in ─▶ output ◀────────┘
+                         └─▶ uplink (a core switch has only classify and label)
+
+Tables are declared in the order in which packets may visit them, because `goto_table` only
+leads forward (OpenFlow 1.5.1, 5.5). A table that no room fills yet is not provisioned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+
+from controller.act.dataplane.openflow import fields as f
+from controller.act.dataplane.openflow.fields import Field
+
+
+class TableId(IntEnum):
+    """Numbers of the tables, as a dump of a switch shows them."""
+
+    CLASSIFY = 0
+    PORT_SECURITY = 1
+    ANSWER = 2
+    OBSERVE = 3
+    CONNTRACK = 4
+    ACCESS_OUT = 5
+    COMMIT_OUT = 6
+    BANDWIDTH = 7
+    LOCATE = 8
+    PATH = 9
+    LABEL = 10
+    DELIVER = 11
+    ACCESS_IN = 12
+    COMMIT_IN = 13
+    OUTPUT = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table. `matches` is what its rules may look at and `next` where they may lead;
+    `grows` says with what the number of its rules grows."""
+
+    id: TableId
+    answers: str
+    matches: frozenset[Field]
+    next: frozenset[TableId]
+    grows: str
+    on_core: bool = False
+    provisioned: bool = True
+
+
+#: Registers that a packet carries through one switch.
+EGRESS = f.REG[0]  # number of the datapath that the packet leaves the fabric at
+TENANT = f.REG[1]  # number of the tenant
+SUBNET = f.REG[2]  # number of the subnet that the packet came from
+ZONE = f.REG[3]  # conntrack zone of the tenant on this datapath
+
+_L2 = frozenset({f.IN_PORT, f.ETH_SRC, f.ETH_DST, f.ETH_TYPE})
+_L3 = frozenset({f.IPV4_SRC, f.IPV4_DST, f.IPV6_SRC, f.IPV6_DST, f.IP_PROTO, f.IP_TTL})
+_L4 = frozenset({f.TCP_SRC, f.TCP_DST, f.UDP_SRC, f.UDP_DST, f.SCTP_SRC, f.SCTP_DST, f.TCP_FLAGS})
+_ICMP = frozenset({f.ICMPV4_TYPE, f.ICMPV6_TYPE, f.ND_TARGET})
+_ARP = frozenset({f.ARP_OP, f.ARP_SPA, f.ARP_TPA, f.ARP_SHA})
+_ACCESS = frozenset({f.ETH_TYPE, TENANT, f.CT_STATE, f.CONJ_ID}) | _L3 | _L4
+
+
+def _table(
+    table: TableId,
+    answers: str,
+    matches: frozenset[Field],
+    *leads_to: TableId,
+    grows: str,
+    on_core: bool = False,
+    provisioned: bool = True,
+) -> Table:
+    return Table(table, answers, matches, frozenset(leads_to), grows, on_core, provisioned)
+
+
+_T = TableId
+TABLES: dict[TableId, Table] = {
+    table.id: table
+    for table in (
+        _table(
+            _T.CLASSIFY,
+            "where did the packet come in?",
+            _L2,
+            *(_T.PORT_SECURITY, _T.LABEL),
+            grows="ports",
+            on_core=True,
+        ),
+        _table(
+            _T.PORT_SECURITY,
+            "may this port use these addresses?",
+            _L2 | _L3 | _L4 | _ICMP | _ARP,
+            _T.ANSWER,
+            grows="8 x local NICs",
+        ),
+        _table(
+            _T.ANSWER,
+            "can the edge answer by itself?",
+            _L2 | _L3 | _L4 | _ICMP | _ARP | {TENANT, SUBNET},
+            *(_T.OBSERVE, _T.CONNTRACK),
+            grows="NICs of the subnets present",
+        ),
+        _table(
+            _T.OBSERVE,
+            "is this a service or signature not yet known?",
+            _L2 | _L3 | _L4,
+            _T.CONNTRACK,
+            grows="services + signatures",
+            provisioned=False,
+        ),
+        _table(
+            _T.CONNTRACK,
+            "which connection does it belong to?",
+            frozenset({f.ETH_TYPE}),
+            _T.ACCESS_OUT,
+            grows="2",
+        ),
+        _table(
+            _T.ACCESS_OUT,
+            "may the source VM send this?",
+            _ACCESS,
+            _T.COMMIT_OUT,
+            grows="members + access rules of the tenants present",
+        ),
+        _table(
+            _T.COMMIT_OUT,
+            "is the connection new and allowed?",
+            frozenset({f.ETH_TYPE, f.CT_STATE}),
+            *(_T.BANDWIDTH, _T.LOCATE),
+            grows="2",
+        ),
+        _table(
+            _T.BANDWIDTH,
+            "how fast, and in which class?",
+            _L2 | _L3 | _L4,
+            _T.LOCATE,
+            grows="2 x local VMs",
+            provisioned=False,
+        ),
+        _table(
+            _T.LOCATE,
+            "at which edge is the destination?",
+            frozenset({f.ETH_TYPE, f.ETH_DST, f.IPV4_DST, f.IPV6_DST, TENANT, SUBNET}),
+            *(_T.PATH, _T.OUTPUT),
+            grows="3 x NICs of the tenants present",
+        ),
+        _table(
+            _T.PATH,
+            "by which path does it go there?",
+            frozenset({f.ETH_TYPE, EGRESS}),
+            grows="2 x edges",
+        ),
+        _table(
+            _T.LABEL,
+            "is the label for this switch, or where is it carried on to?",
+            frozenset({f.ETH_TYPE, f.MPLS_LABEL}),
+            _T.DELIVER,
+            grows="edges x paths",
+            on_core=True,
+        ),
+        _table(
+            _T.DELIVER,
+            "for which local VM is it?",
+            frozenset({f.ETH_TYPE, f.ETH_DST, f.MPLS_LABEL}),
+            _T.ACCESS_IN,
+            grows="local NICs + subnets present",
+        ),
+        _table(
+            _T.ACCESS_IN,
+            "may the destination VM receive this?",
+            _ACCESS,
+            _T.COMMIT_IN,
+            grows="members + access rules of the tenants present",
+        ),
+        _table(
+            _T.COMMIT_IN,
+            "is the connection new and allowed?",
+            frozenset({f.ETH_TYPE, f.CT_STATE}),
+            _T.OUTPUT,
+            grows="2",
+        ),
+        _table(
+            _T.OUTPUT,
+            "out of which port?",
+            frozenset({f.ETH_DST}),
+            grows="local NICs",
+        ),
+    )
+}
+
+
+def after(table: TableId) -> TableId:
+    """The first provisioned table after `table` on a packet's way from a VM."""
+    for candidate in sorted(TABLES[table].next):
+        if TABLES[candidate].provisioned:
+            return candidate
+    raise ValueError(f"nothing is provisioned after {table.name}")
+
+
+# --- Labels ---------------------------------------------------------------------------
+
+
+class Payload(IntEnum):
+    """What lies under a label; `pop_mpls` must be told, and the label is all that tells."""
+
+    IPV4 = 0
+    IPV6 = 1
+    LABEL = 2
+
+    @property
+    def ethertype(self) -> int:
+        """The EtherType to restore."""
+        return (0x0800, 0x86DD, 0x8847)[self]
+
+
+#: Paths that a label can tell apart towards one edge (4 bits).
+MAX_PATHS = 16
+MPLS = 0x8847
+IPV4 = 0x0800
+IPV6 = 0x86DD
+ARP = 0x0806
+RARP = 0x8035
+LLDP = 0x88CC
+
+
+def edge_label(edge: int, path: int, payload: Payload, version: int = 0) -> int:
+    """Label towards datapath number `edge` by `path`: 12, 4, 2 and 2 bits."""
+    if not (0 < edge < 1 << 12 and 0 <= path < MAX_PATHS and 0 <= version < 4):
+        raise ValueError(f"no label has room for edge {edge}, path {path}, version {version}")
+    return edge << 8 | path << 4 | version << 2 | payload
+
+
+def subnet_label(subnet: int, payload: Payload) -> int:
+    """Inner label of a flooded packet: subnet number and payload type. Labels 0 to 15 are
+    reserved (RFC 3032, 2.1), so numbers are shifted past them."""
+    label = (subnet + 4) << 2 | payload
+    if not (subnet > 0 and label < 1 << 20):
+        raise ValueError(f"no label has room for subnet {subnet}")
+    return label
+
+
+def zone(edge: int, tenant: int) -> int:
+    """Conntrack zone of a tenant on a datapath. Datapaths that share one Open vSwitch share
+    its conntrack, so the zone differs between them too; tenants of one datapath never
+    collide, because both numbers stay below 2^16 and only `tenant` varies there."""
+    return (tenant + 1009 * edge) & 0xFFFF
+
+
+# --- Owners and cookies -----------------------------------------------------------------
+
+
+class Owner(IntEnum):
+    """Whom a rule serves; the second byte of its cookie."""
+
+    SWITCH = 1
+    PATHS = 2
+    TENANT = 3
+    SUBNET = 4
+    VM = 5
+    ACCESS = 6
+    MIGRATION = 7
+    #: Owners of what is sent up to the controller, so that a packet-in names its reader.
+    DISCOVERY = 16
+    DHCP = 17
+    NEIGHBOUR = 18
+    GATEWAY = 19
+    EXPIRED = 20
+    UNREACHABLE = 21
+    ACTIVATION = 22
+
+
+#: First byte of every cookie of ours.
+COOKIE_MAGIC = 0x9E
+#: Raised when the meaning of tables or registers changes, so that a dump taken across an
+#: upgrade can be read, and rules of the old layout are known for what they are.
+GENERATION = 1
+
+
+def cookie(owner: Owner, key: str = "") -> int:
+    """64 bits: magic (8), generation (8), owner (8), and 40 bits of a hash of the key."""
+    digest = blake2b(key.encode(), digest_size=5).digest() if key else bytes(5)
+    return COOKIE_MAGIC << 56 | GENERATION << 48 | owner << 40 | int.from_bytes(digest, "big")
+
+
+def owner_of(value: int) -> Owner | None:
+    """The owner that a cookie names, or None where it is not one of ours."""
+    if value >> 56 != COOKIE_MAGIC:
+        return None
+    try:
+        return Owner(value >> 40 & 0xFF)
+    except ValueError:
+        return None
+
+
+# --- Groups and meters --------------------------------------------------------------------
+
+
+def path_group(edge: int, payload: Payload) -> int:
+    """Group that carries packets towards datapath number `edge`."""
+    return 1 << 28 | edge << 4 | payload
+
+
+def flood_group(subnet: int, payload: Payload) -> int:
+    """Group that carries a broadcast of a local VM to all of its subnet."""
+    return 2 << 28 | subnet << 4 | payload
+
+
+def local_flood_group(subnet: int) -> int:
+    """Group that hands a broadcast from elsewhere to the local VMs of a subnet."""
+    return 3 << 28 | subnet << 4
+
+
+class MeterId(IntEnum):
+    """Meters that bound what goes up to the controller, in packets per second."""
+
+    REQUESTS = 1
+    ERRORS = 2
+    ACTIVATIONS = 3
+
+
+#: Packets per second and per switch: enough for a hundred VMs that boot at once, little
+#: enough that a hostile one cannot keep the controller busy.
+METER_RATES = {MeterId.REQUESTS: 500, MeterId.ERRORS: 100, MeterId.ACTIVATIONS: 200}

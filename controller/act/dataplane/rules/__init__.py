@@ -1,0 +1,1 @@
+"""What each noun puts into the tables of one datapath: pure functions of the view."""

@@ -1,0 +1,237 @@
+"""The state of record seen as a fabric: who is plugged in where, which edge must know which
+tenant, and how switches hang together. Derived, kept current change by change, and never
+written to by anyone else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from controller.act.dataplane import paths
+from controller.model.nouns import (
+    Host,
+    Migration,
+    Nic,
+    Phase,
+    Placement,
+    Subnet,
+    Tenant,
+    Vm,
+)
+from controller.model.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One NIC of a VM at one port of an edge. `port` is None while the switch has no port
+    of that name. At a standby place (the target of a migration that has not been seen to
+    arrive) the first packet sent tells of the VM's arrival; `grace` lets established
+    connections through there though this edge has not seen them begin."""
+
+    vm: str
+    tenant: str
+    nic: Nic
+    datapath: str
+    port_name: str
+    port: int | None
+    standby: bool = False
+    grace: bool = False
+    migration: str | None = None
+
+
+@dataclass(slots=True)
+class FabricView:
+    """The state and what follows from it."""
+
+    state: State = field(default_factory=State)
+    #: Port numbers by datapath and name.
+    port_numbers: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: Open migration of a VM.
+    moving: dict[str, Migration] = field(default_factory=dict)
+    #: VM to its places, and (datapath, port number) to a place.
+    places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
+    plugged: dict[tuple[str, int], Place] = field(default_factory=dict)
+    #: How many places of a tenant or subnet an edge has.
+    tenant_edges: dict[str, Counter[str]] = field(default_factory=dict)
+    subnet_edges: dict[str, Counter[str]] = field(default_factory=dict)
+    #: Places by (subnet, datapath), and VMs by (datapath, port name), known port or not.
+    subnet_places: dict[tuple[str, str], set[Place]] = field(default_factory=dict)
+    named: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    #: VMs of a tenant; VMs with a NIC in a subnet; VMs on a host.
+    tenant_vms: dict[str, set[str]] = field(default_factory=dict)
+    subnet_vms: dict[str, set[str]] = field(default_factory=dict)
+    host_vms: dict[str, set[str]] = field(default_factory=dict)
+    tenant_subnets: dict[str, set[str]] = field(default_factory=dict)
+    tenant_rules: dict[str, set[str]] = field(default_factory=dict)
+    edges: Counter[str] = field(default_factory=Counter)
+    routes: paths.Routes = field(default_factory=paths.Routes)
+
+    @classmethod
+    def of(cls, state: State) -> FabricView:
+        """A view of a whole state, which belongs to the view from now on."""
+        view = cls(state)
+        for port in state.ports.values():
+            view.port_numbers.setdefault(port.datapath, {})[port.name] = port.number
+        for host in state.hosts.values():
+            view.edges[host.datapath] += 1
+        for subnet in state.subnets.values():
+            view.tenant_subnets.setdefault(subnet.tenant, set()).add(subnet.id)
+        for rule in state.access_rules.values():
+            view.tenant_rules.setdefault(rule.tenant, set()).add(rule.id)
+        for migration in state.migrations.values():
+            if migration.open:
+                view.moving[migration.vm] = migration
+        for vm in state.vms.values():
+            view.index_vm(vm)
+            view.settle(vm.id)
+        view.reroute()
+        return view
+
+    # --- What there is ---------------------------------------------------------------
+
+    def tenant(self, key: str) -> Tenant | None:
+        """The tenant, if known."""
+        return self.state.tenants.get(key)
+
+    def subnet(self, key: str) -> Subnet | None:
+        """The subnet, if known."""
+        return self.state.subnets.get(key)
+
+    def number(self, datapath: str) -> int:
+        """The datapath's number in labels; 0 while the store has not met it."""
+        known = self.state.datapaths.get(datapath)
+        return known.number if known else 0
+
+    def is_edge(self, datapath: str) -> bool:
+        """Whether VMs attach here."""
+        return self.edges[datapath] > 0
+
+    def edges_of_tenant(self, tenant: str) -> frozenset[str]:
+        """Datapaths where the tenant has a place."""
+        return frozenset(d for d, n in self.tenant_edges.get(tenant, {}).items() if n > 0)
+
+    def edges_of_subnet(self, subnet: str) -> frozenset[str]:
+        """Datapaths where the subnet has a place."""
+        return frozenset(d for d, n in self.subnet_edges.get(subnet, {}).items() if n > 0)
+
+    def tenant_at(self, tenant: str, datapath: str) -> bool:
+        """Whether a VM of the tenant is, or is about to be, plugged in at the datapath."""
+        return self.tenant_edges.get(tenant, Counter())[datapath] > 0
+
+    def places_at(self, datapath: str, vm: str) -> list[Place]:
+        """The VM's places at one datapath whose port is known."""
+        return [p for p in self.places.get(vm, ()) if p.datapath == datapath and p.port]
+
+    # --- Upkeep ----------------------------------------------------------------------
+
+    def index_vm(self, vm: Vm) -> None:
+        """Enter a VM in the indexes by tenant and subnet."""
+        self.tenant_vms.setdefault(vm.tenant, set()).add(vm.id)
+        for nic in vm.nics:
+            self.subnet_vms.setdefault(nic.subnet, set()).add(vm.id)
+
+    def unindex_vm(self, vm: Vm) -> None:
+        """Take a VM out of the indexes."""
+        self.tenant_vms.get(vm.tenant, set()).discard(vm.id)
+        for nic in vm.nics:
+            self.subnet_vms.get(nic.subnet, set()).discard(vm.id)
+
+    def reroute(self) -> None:
+        """Compute the paths afresh from the links that are up in both directions."""
+        links = self.state.links
+        adjacency: dict[str, dict[str, int]] = {}
+        for link in sorted(links.values(), key=lambda x: (x.datapath, x.port), reverse=True):
+            back = links.get(f"{link.to_datapath}:{link.to_port}")
+            if back is None or not (link.up and back.up) or back.to_datapath != link.datapath:
+                continue
+            # Of several parallel links the lowest port wins: it is written last.
+            adjacency.setdefault(link.datapath, {})[link.to_datapath] = link.port
+        edges = [e for e in self.edges if self.edges[e] > 0 and self.number(e)]
+        self.routes = paths.compute(adjacency, edges)
+
+    def settle(self, vm_id: str) -> None:
+        """Compute a VM's places afresh, and count them."""
+        for place in self.places.pop(vm_id, ()):
+            self._count(place, -1)
+        vm = self.state.vms.get(vm_id)
+        if vm is None:
+            return
+        placement = self.state.placements.get(vm_id)
+        found = tuple(self._places(vm, placement, self.moving.get(vm_id)))
+        for place in found:
+            self._count(place, +1)
+        if found:
+            self.places[vm_id] = found
+
+    def _count(self, place: Place, by: int) -> None:
+        self.tenant_edges.setdefault(place.tenant, Counter())[place.datapath] += by
+        self.subnet_edges.setdefault(place.nic.subnet, Counter())[place.datapath] += by
+        same_subnet = self.subnet_places.setdefault((place.nic.subnet, place.datapath), set())
+        same_name = self.named.setdefault((place.datapath, place.port_name), set())
+        if by > 0:
+            same_subnet.add(place)
+            same_name.add(place.vm)
+        else:
+            same_subnet.discard(place)
+            same_name.discard(place.vm)
+        if place.port is None:
+            return
+        where = (place.datapath, place.port)
+        if by > 0:
+            self.plugged[where] = place
+        elif self.plugged.get(where) == place:
+            del self.plugged[where]
+
+    def _places(
+        self, vm: Vm, placement: Placement | None, migration: Migration | None
+    ) -> Iterator[Place]:
+        if placement is None:
+            return
+        if migration is None:
+            yield from self._at(vm, placement.host, placement.ports)
+        elif migration.phase is Phase.STARTED:
+            yield from self._at(vm, migration.source, migration.source_ports)
+            yield from self._at(vm, migration.target, migration.ports, migration, standby=True)
+        elif migration.phase is Phase.ACTIVATED:
+            yield from self._at(vm, migration.target, migration.ports, migration)
+            yield from self._at(vm, migration.source, migration.source_ports)
+        else:
+            yield from self._at(vm, placement.host, placement.ports, migration)
+
+    def _at(
+        self,
+        vm: Vm,
+        host_id: str,
+        ports: tuple[str, ...],
+        migration: Migration | None = None,
+        *,
+        standby: bool = False,
+    ) -> Iterator[Place]:
+        host: Host | None = self.state.hosts.get(host_id)
+        if host is None:
+            return
+        numbers = self.port_numbers.get(host.datapath, {})
+        for nic, name in zip(vm.nics, ports, strict=False):
+            yield Place(
+                vm=vm.id,
+                tenant=vm.tenant,
+                nic=nic,
+                datapath=host.datapath,
+                port_name=name,
+                port=numbers.get(name),
+                standby=standby,
+                grace=migration is not None,
+                migration=migration.id if migration else None,
+            )
+
+
+def locations(view: FabricView, vm: str, nic: Nic) -> list[str]:
+    """The datapaths that packets for a NIC are to be sent to: one, or both while the VM
+    moves. After activation the source, still draining, receives no more."""
+    migration = view.moving.get(vm)
+    found = [p for p in view.places.get(vm, ()) if p.nic == nic]
+    if migration is not None and migration.phase is Phase.ACTIVATED:
+        found = [p for p in found if p.migration == migration.id]
+    return list(dict.fromkeys(p.datapath for p in found))

@@ -1,0 +1,235 @@
+"""The compiler: change by change must end where computing from nothing ends."""
+
+from __future__ import annotations
+
+import copy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.act.dataplane.compiler import Compiler, compile_all, compile_unit
+from controller.act.dataplane.impact import datapaths, units_at
+from controller.act.dataplane.openflow.records import Flow
+from controller.act.dataplane.pipeline import TABLES, TableId
+from controller.act.dataplane.view import FabricView
+from controller.model.addresses import format_dpid
+from controller.model.nouns import (
+    AccessRule,
+    Action,
+    Datapath,
+    Host,
+    Link,
+    Migration,
+    Nic,
+    Phase,
+    Placement,
+    Port,
+    PortRange,
+    Protocol,
+    Record,
+    Selector,
+    Subnet,
+    Tenant,
+    Vm,
+)
+from controller.model.state import Change, State
+
+DPIDS = [format_dpid(n) for n in (1, 2, 3)]
+TENANTS = ["red", "blue"]
+SUBNETS = {"red1": "red", "red2": "red", "blue1": "blue"}
+VMS = {"r1": "red", "r2": "red", "r3": "red", "b1": "blue"}
+PORT_NAMES = [f"{vm}{side}{nic}" for vm in VMS for side in "st" for nic in "01"]
+
+
+def vm_record(key: str, subnets: list[str], groups: tuple[str, ...]) -> Vm:
+    index = list(VMS).index(key)
+    return Vm(
+        id=key,
+        tenant=VMS[key],
+        groups=groups,
+        nics=tuple(
+            Nic(mac=f"02:00:00:00:{i:02x}:{index:02x}", subnet=s, ipv4=f"10.{i}.0.{10 + index}")
+            for i, s in enumerate(subnets)
+        ),
+    )
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[tuple[str, str, Record | None]]:
+    def dpid() -> str:
+        return draw(st.sampled_from(DPIDS))
+
+    def ports(vm: str, side: str) -> tuple[str, ...]:
+        return (f"{vm}{side}0", f"{vm}{side}1")
+
+    def one() -> tuple[str, str, Record | None]:
+        kind = draw(
+            st.sampled_from(
+                ["datapath", "port", "link", "tenant", "subnet", "host", "vm", "placement"]
+                + ["placement", "migration", "migration", "access_rule", "vm"]
+            )
+        )
+        record: Record
+        if kind == "datapath":
+            d = dpid()
+            record = Datapath(dpid=d, connected=draw(st.booleans()), number=int(d, 16))
+        elif kind == "port":
+            name = draw(st.sampled_from(PORT_NAMES))
+            number = 20 + PORT_NAMES.index(name) + draw(st.sampled_from([0, 100]))
+            record = Port(datapath=dpid(), number=number, name=name)
+        elif kind == "link":
+            a, b = draw(st.sampled_from([(0, 2), (2, 0), (1, 2), (2, 1), (0, 1), (1, 0)]))
+            record = Link(
+                datapath=DPIDS[a],
+                port=10 + b,
+                to_datapath=DPIDS[b],
+                to_port=10 + a,
+                up=draw(st.booleans()),
+            )
+        elif kind == "tenant":
+            t = draw(st.sampled_from(TENANTS))
+            record = Tenant(
+                id=t,
+                number=1 + TENANTS.index(t),
+                inside=draw(st.sampled_from([Action.ALLOW, Action.DENY])),
+            )
+        elif kind == "subnet":
+            s = draw(st.sampled_from(list(SUBNETS)))
+            i = list(SUBNETS).index(s)
+            record = Subnet(
+                id=s,
+                tenant=SUBNETS[s],
+                cidr=f"10.{i}.0.0/24",
+                number=1 + i,
+                dhcp=draw(st.booleans()),
+            )
+        elif kind == "host":
+            record = Host(id=draw(st.sampled_from(["h1", "h2", "h3"])), datapath=dpid())
+        elif kind == "vm":
+            key = draw(st.sampled_from(list(VMS)))
+            allowed = [s for s, t in SUBNETS.items() if t == VMS[key]]
+            subnets = draw(st.lists(st.sampled_from(allowed), min_size=1, max_size=2))
+            record = vm_record(key, subnets, draw(st.sampled_from([(), ("web",)])))
+        elif kind == "placement":
+            key = draw(st.sampled_from(list(VMS)))
+            host = draw(st.sampled_from(["h1", "h2", "h3"]))
+            record = Placement(vm=key, host=host, ports=ports(key, draw(st.sampled_from("st"))))
+        elif kind == "migration":
+            key = draw(st.sampled_from(list(VMS)))
+            phase = draw(st.sampled_from(list(Phase)))
+            record = Migration(
+                id=f"m-{key}",
+                vm=key,
+                source="h1",
+                source_ports=ports(key, "s"),
+                target=draw(st.sampled_from(["h2", "h3"])),
+                ports=ports(key, "t"),
+                phase=phase,
+                started_at=0.0,
+            )
+        else:
+            sides = st.sampled_from(
+                [Selector(), Selector(groups=("web",)), Selector(subnets=("red1",))]
+                + [Selector(vms=("r1", "r2")), Selector(cidrs=("10.0.0.0/25",))]
+            )
+            record = AccessRule(
+                id=draw(st.sampled_from(["a1", "a2"])),
+                tenant="red",
+                number=draw(st.sampled_from([1, 2])),
+                source=draw(sides),
+                destination=draw(sides),
+                protocol=Protocol.TCP,
+                action=draw(st.sampled_from(list(Action))),
+                ports=(PortRange(first=80, last=draw(st.integers(80, 99))),),
+            )
+        removed = kind not in ("datapath",) and draw(st.integers(0, 4)) == 0
+        return kind, record.key, None if removed else record
+
+    return [one() for _ in range(draw(st.integers(1, 12)))]
+
+
+def base_state() -> State:
+    """A small fabric in which something is plugged in everywhere."""
+    records: list[Record] = [
+        *(Datapath(dpid=d, number=i + 1, connected=True) for i, d in enumerate(DPIDS)),
+        *(
+            Port(datapath=d, number=20 + i, name=name)
+            for d in DPIDS
+            for i, name in enumerate(PORT_NAMES)
+        ),
+        *(Tenant(id=t, number=i + 1) for i, t in enumerate(TENANTS)),
+        *(
+            Subnet(id=s, tenant=t, cidr=f"10.{i}.0.0/24", number=i + 1)
+            for i, (s, t) in enumerate(SUBNETS.items())
+        ),
+        Host(id="h1", datapath=DPIDS[0]),
+        Host(id="h2", datapath=DPIDS[1]),
+        vm_record("r1", ["red1"], ()),
+        vm_record("r2", ["red1", "red2"], ("web",)),
+        Placement(vm="r1", host="h1", ports=("r1s0",)),
+        Placement(vm="r2", host="h2", ports=("r2s0", "r2s1")),
+    ]
+    for a, b in ((0, 2), (2, 0), (1, 2), (2, 1)):
+        records.append(
+            Link(datapath=DPIDS[a], port=10 + b, to_datapath=DPIDS[b], to_port=10 + a)
+        )
+    return State.of(records)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes(), st.integers(1, 5))
+def test_change_by_change_equals_from_nothing(
+    steps: list[tuple[str, str, Record | None]], batch: int
+) -> None:
+    compiler = Compiler(base_state())
+    for start in range(0, len(steps), batch):
+        before = {d: dict(x.entries) for d, x in compiler.desired.items()}
+        changed = compiler.apply(
+            Change(start + i + 1, *step) for i, step in enumerate(steps[start : start + batch])
+        )
+        fresh = FabricView.of(copy.deepcopy(compiler.view.state))
+        for datapath in datapaths(fresh):
+            expected = compile_all(fresh, datapath).entries
+            got = compiler.desired[datapath].entries
+            assert got == expected
+            differing = {
+                key
+                for key in {*before.get(datapath, {}), *got}
+                if before.get(datapath, {}).get(key) != got.get(key)
+            }
+            assert differing <= changed.get(datapath, set())
+
+
+def test_no_two_units_write_to_one_place() -> None:
+    view = FabricView.of(base_state())
+    for datapath in DPIDS:
+        seen: dict[object, object] = {}
+        for unit in units_at(view, datapath):
+            for flow in compile_unit(view, unit, datapath).flows:
+                assert flow.place not in seen, (unit, seen[flow.place])
+                seen[flow.place] = unit
+
+
+def test_rules_keep_to_the_declared_tables() -> None:
+    view = FabricView.of(base_state())
+    for datapath in DPIDS:
+        for entry in compile_all(view, datapath).entries.values():
+            if isinstance(entry, Flow):
+                table = TABLES[TableId(entry.table)]
+                assert table.provisioned
+                assert table.on_core or view.is_edge(datapath)
+                assert {test[0] for test in entry.match} <= table.matches, entry
+                assert entry.goto is None or TableId(entry.goto) in table.next, entry
+
+
+def test_core_rules_do_not_grow_with_vms() -> None:
+    state = base_state()
+    compiler = Compiler(state)
+    before = dict(compiler.desired[DPIDS[2]].entries)
+    compiler.apply(
+        [
+            Change(1, "vm", "r3", vm_record("r3", ["red1"], ())),
+            Change(2, "placement", "r3", Placement(vm="r3", host="h1", ports=("r3s0",))),
+        ]
+    )
+    assert compiler.desired[DPIDS[2]].entries == before
