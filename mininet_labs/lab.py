@@ -99,10 +99,13 @@ class Lab:
             self.connect_to(*self.controller)
 
     def stop(self) -> None:
-        """End guests, switches and namespaces, in this order; may be called more than once."""
+        """End guests, switches and namespaces; may be called more than once."""
+        ports = [f"link del {port}" for vm in self.vms.values() for port in vm.ports]
         with self._stack:
-            for vm in tuple(self.vms.values()):
-                self._stack.callback(vm.remove)
+            # All ports at once, and without a word to the bridges, which end next.
+            self._stack.callback(netns.batch, "ip", ports)
+            for vm in self.vms.values():
+                self._stack.callback(vm.close)
             self.vms.clear()
 
     def _verify(self) -> None:

@@ -237,16 +237,22 @@ class LabVm:
         netns.batch("ip", ["neigh flush dev eth0"], self.name)
 
     def remove(self) -> None:
-        """End the guest: its processes, its ports, its namespace."""
+        """End the guest and take its ports from their switches."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            for port in tuple(self._wires):
+                stack.callback(self.unplug, port)
+
+    def close(self) -> None:
+        """End the guest's processes and its namespace, and leave its ports to the lab."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.wait(timeout=10)
         self._processes.clear()
-        with contextlib.ExitStack() as stack:
-            stack.callback(netns.remove, self.name)
-            for port in tuple(self._wires):
-                stack.callback(self.unplug, port)
+        for wire in self._wires.values():
+            wire.socket.close()
+        netns.remove(self.name)
 
 
 def _redirect(source: str, target: str) -> str:
