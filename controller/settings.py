@@ -27,8 +27,9 @@ from pydantic import (
 
 PREFIX = "PLEACH_"
 CONFIG = "PLEACH_CONFIG"
-#: Variables that are no settings: the file itself, and what the REST client reads.
-OTHER_VARIABLES = frozenset({CONFIG, "PLEACH_URL", "PLEACH_TOKEN", "PLEACH_CA"})
+#: Variables that are no settings: the file itself, what the REST client reads, and the mark
+#: that labs leave on what they start.
+OTHER_VARIABLES = frozenset({CONFIG, "PLEACH_URL", "PLEACH_TOKEN", "PLEACH_CA", "PLEACH_SANDBOX"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +230,15 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def safe_directory(path: Path) -> Path:
-    """Make `path` a directory that nobody else can look into (0700), parents included; one
-    that is there already must belong to this user or root and be writable by the owner
-    alone. Raises SettingsError, or OSError where the system refuses."""
+def safe_directory(path: Path, owner: int | None = None) -> Path:
+    """Make `path` a directory that nobody else can look into (0700), and its parents as the
+    umask says; one that is there already must belong to this user, root or `owner` (a user
+    id), and be writable by its owner alone. Raises SettingsError, or OSError where the
+    system refuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.stat()
-    if found.st_uid not in (os.geteuid(), 0):
+    if found.st_uid not in (os.geteuid(), 0, owner):
         cause = f"belongs to user {found.st_uid}, who could replace what lies in it"
     elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         cause = f"others may write into it (mode {stat.S_IMODE(found.st_mode):04o})"

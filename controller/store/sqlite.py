@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from controller.settings import safe_directory
+from controller.settings import SettingsError, safe_directory
 from controller.store.errors import (
     SchemaTooNew,
     StoreBusy,
@@ -64,8 +64,9 @@ class Sqlite:
 
         Raises StoreCorrupt, SchemaTooNew, StoreFull, StoreReadOnly, StoreBusy or
         StoreUnavailable; a damaged file is not written to."""
-        with self.errors():
-            safe_parent(self.file)
+        with self.errors(), self.system_errors():
+            if not self.file.parent.exists():
+                safe_directory(self.file.parent)
             orphan = _size(self.file.with_name(self.file.name + "-wal"))
             if not self.file.exists():
                 if orphan:
@@ -97,7 +98,7 @@ class Sqlite:
         if path.exists():
             raise StoreError(str(path), "there is such a file already", "choose another name")
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with self.errors(place=path):
+        with self.errors(path), self.system_errors(path):
             try:
                 os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
                 with (
@@ -113,7 +114,7 @@ class Sqlite:
 
     @contextmanager
     def errors(self, place: Path | None = None) -> Iterator[None]:
-        """Turn what SQLite and the system raise into StoreError."""
+        """Turn what SQLite raises into StoreError."""
         try:
             yield
         except DBAPIError as error:
@@ -122,8 +123,17 @@ class Sqlite:
             raise
         except sqlite3.Error as error:
             raise self._translated(error, place) from error
+
+    @contextmanager
+    def system_errors(self, place: Path | None = None) -> Iterator[None]:
+        """Turn what the system says about files and directories into StoreError."""
+        try:
+            yield
         except OSError as error:
             raise self._from_system(error, place) from error
+        except SettingsError as error:
+            problem = error.problems[0]
+            raise StoreUnavailable(problem.place, problem.cause, problem.hint) from error
 
     def _create(self, migrate: Callable[[Connection], None]) -> None:
         # Made under another name and linked into place when complete, so that two processes
@@ -157,7 +167,9 @@ class Sqlite:
                     str(self.file), "this is no database of Pleach", "correct store.url"
                 )
             version = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-            found = str(version.scalar())
+            found = version.scalar()
+            if not isinstance(found, str):
+                raise StoreCorrupt(str(self.file), "it does not say what schema it has", RESTORE)
             if found > HEAD:
                 raise SchemaTooNew(
                     str(self.file),
@@ -256,12 +268,6 @@ def busy(place: str, waited_s: float) -> StoreBusy:
         f"another writer kept it locked for more than {waited_s:g} s",
         "try again; if it stays so, see which process holds the file",
     )
-
-
-def safe_parent(file: Path) -> None:
-    """Make the directory of `file` where there is none."""
-    if not file.parent.exists():
-        safe_directory(file.parent)
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -64,7 +64,7 @@ class Store:
         backend = _backend(url, busy_timeout_s)
         engine = backend.open(_migrate)
         try:
-            with backend.errors():
+            with backend.system_errors():
                 return cls(backend, engine, feed_keep)
         except BaseException:
             engine.dispose()
@@ -118,17 +118,10 @@ class Store:
         One writer at a time, over all processes. With `durable`, what was committed is on
         the disk when this returns; without, the power may take it along. Not to be nested.
         Raises StoreBusy, StoreFull, StoreReadOnly, StoreCorrupt, StoreUnavailable."""
-        engine = self._durable if durable else self._quick
-        timeout = self._backend.busy_timeout_s
-        if not self._writer.acquire(timeout=timeout):
-            raise busy(str(self._backend.file), timeout)
-        try:
-            with self._backend.errors(), engine.begin() as connection:
-                transaction = Transaction(connection)
-                yield transaction
-                transaction.finish()
-        finally:
-            self._writer.release()
+        with self._writing(self._durable if durable else self._quick) as connection:
+            transaction = Transaction(connection)
+            yield transaction
+            transaction.finish()
         if transaction.dirty:
             self._ringer.ring()
 
@@ -169,7 +162,7 @@ class Store:
         """Remove the oldest feed entries beyond `feed_keep`; returns how many."""
         removed = 0
         while True:
-            with self._compacting() as connection:
+            with self._writing(self._quick) as connection:
                 newest, compacted = _counters(connection)
                 upto = min(newest - self._feed_keep, compacted + _COMPACT_STEP)
                 if upto <= compacted:
@@ -196,9 +189,16 @@ class Store:
             yield connection
 
     @contextmanager
-    def _compacting(self) -> Iterator[Connection]:
-        with self._writer, self._backend.errors(), self._quick.begin() as connection:
-            yield connection
+    def _writing(self, engine: Engine) -> Iterator[Connection]:
+        # The lock keeps the threads of this process from polling for the database's own.
+        timeout = self._backend.busy_timeout_s
+        if not self._writer.acquire(timeout=timeout):
+            raise busy(str(self._backend.file), timeout)
+        try:
+            with self._backend.errors(), engine.begin() as connection:
+                yield connection
+        finally:
+            self._writer.release()
 
     def _change(self, revision: int, _: int, kind: str, key: str, body: str | None) -> Change:
         if kind not in SHAPES:

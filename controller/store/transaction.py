@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from controller.model.nouns import Migration, Placement, Record, Vm
 from controller.store import schema
@@ -119,14 +119,16 @@ class Transaction:
         shape = SHAPES[record.kind]
         held = self._body(shape, record.key)
         before = None if held is None else cast("R", shape.load(held))
+        if before is not None and shape.max_number:
+            record = record.model_copy(update={"number": number_of(before)})
+        if record.model_dump_json() == held:
+            return record
         with self._whole(lambda: why_not_put(self._connection, shape, record)):
-            if shape.max_number:
-                record = self._numbered(shape, record, before)
+            if before is None and shape.max_number:
+                record = self._numbered(shape, record)
             body = record.model_dump_json()
-            if body != held:
-                self._write(shape, record, body, before)
-        if body != held:
-            self._entries.append((record.kind, record.key, body))
+            self._write(shape, record, body, before)
+        self._entries.append((record.kind, record.key, body))
         return record
 
     def delete(self, cls: type[R], key: str) -> bool:
@@ -136,11 +138,9 @@ class Transaction:
         if before is None:
             return False
         with self._whole(lambda: why_not_deleted(self._connection, cls.kind, key)):
+            self._connection.execute(_DELETE[cls.kind], {"key": key})
             if isinstance(before, Placement | Migration):
-                self._connection.execute(_DELETE[cls.kind], {"key": key})
                 self._replug(before.vm)
-            else:
-                self._connection.execute(_DELETE[cls.kind], {"key": key})
             if cls.kind == "datapath":
                 self._delete_where(schema.progress, datapath=key)
         self._entries.append((cls.kind, key, None))
@@ -265,6 +265,8 @@ class Transaction:
         except IntegrityError as error:
             savepoint.rollback()
             failed = error
+        except DBAPIError:
+            raise  # the database is in trouble: nothing of the transaction will be kept
         except BaseException:
             savepoint.rollback()
             raise
@@ -316,13 +318,11 @@ class Transaction:
                 _PLUG, [{"host": h, "port": p, "vm": vm, "nic": nic} for (h, p), nic in new]
             )
 
-    def _numbered(self, shape: Shape, record: R, before: R | None) -> R:
-        """`record` with the number it has in the store, or a new one."""
+    def _numbered(self, shape: Shape, record: R) -> R:
+        """A new record with the number it asks for, or the next."""
         number = number_of(record)
         counter = f"number.{shape.kind}"
-        if before is not None:
-            number = number_of(before)
-        elif number:
+        if number:
             self._count(counter, max(number, self._counter(counter)))
         else:
             number = self._counter(counter) + 1
