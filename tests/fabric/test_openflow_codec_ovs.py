@@ -17,7 +17,7 @@ import pytest
 from controller.act.dataplane.openflow import decode, encode, wire
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
-from controller.act.dataplane.openflow.encode import Bundle, BundleFlag, Change, Command
+from controller.act.dataplane.openflow.encode import Bundle, Change, Command
 from controller.act.dataplane.openflow.records import (
     CONTROLLER,
     IN_PORT_NUMBER,
@@ -197,6 +197,7 @@ FLOWS = tuple(
             (2, 73, match((f.REG[3], 0)), (Clone((SetField(f.REG[4], 3), Resubmit(60))),), 3),
             (60, 1, match((f.REG[4], 3)), (ToMeter(3), Output(CONTROLLER, 256)), None),
             (60, 2, match(), (ToMeter(4), Output(CONTROLLER)), None),
+            (60, 3, match((f.IN_PORT, 4)), (Clone((ToMeter(3), Output(CONTROLLER))),), 61),
             (2, 74, match((f.REG[3], 1)), (Clone((Output(9),)), Clone((Clone((Output(8),)),))), 3),
             # conntrack
             (3, 1, match(IS_IP), (Ct(f.REG[6], 4),), None),
@@ -439,3 +440,190 @@ def test_flows_come_back_as_they_went(session: Session) -> None:
     gone = [encode.flow_mod(session.xid(), Command.DELETE_STRICT, flow) for flow in FLOWS]
     assert session.do(*gone) == []
     assert session.flows() == []
+
+
+def test_a_modification_is_in_place_but_leaves_the_cookie(session: Session) -> None:
+    old = Flow(0, 5, match((f.IN_PORT, 1)), (Output(1),), cookie=1)
+    new = replace(old, actions=(Output(2),), cookie=2)
+    elsewhere = replace(new, priority=6)
+    assert session.do(
+        encode.flow_mod(session.xid(), Command.ADD, old),
+        encode.flow_mod(session.xid(), Command.MODIFY_STRICT, new),
+        encode.flow_mod(session.xid(), Command.MODIFY_STRICT, elsewhere),
+    ) == []  # fmt: skip
+    assert session.flows() == [replace(new, cookie=1)]
+    assert session.do(encode.flow_mod(session.xid(), Command.ADD, new)) == []
+    assert session.flows() == [new]
+
+
+def test_a_dump_can_be_limited_by_cookie_and_table(session: Session) -> None:
+    provide(session)
+    assert session.do(*(encode.flow_mod(session.xid(), Command.ADD, x) for x in FLOWS)) == []
+    request = encode.flow_desc_request(session.xid(), table=4, cookie=1, cookie_mask=1)
+    found = [i.flow for r in session.replies(request) for i in decode.flow_descs(r).items]
+    wanted = [flow for flow in FLOWS if flow.table == 4 and flow.cookie & 1]
+    assert sorted(found, key=by_place) == sorted(wanted, key=by_place)
+
+
+def test_long_dumps_come_in_several_messages(session: Session) -> None:
+    many = [
+        Flow(0, 5, match((f.IN_PORT, 1 + n // 250), (f.METADATA, n)), (Output(n + 1),), cookie=n)
+        for n in range(2000)
+    ]
+    assert session.do(*(encode.flow_mod(session.xid(), Command.ADD, flow) for flow in many)) == []
+    assert len(session.replies(encode.flow_desc_request(session.xid()))) > 1
+    assert sorted(session.flows(), key=lambda flow: flow.cookie) == many
+
+
+def run_bundle(session: Session, number: int, inner: list[bytes]) -> list[decode.SwitchError]:
+    """Open, fill and close a bundle; commit it if nothing was refused, discard it if so."""
+    opening, closing, ending = session.xid(), session.xid(), session.xid()
+    session.send(
+        encode.bundle_control(opening, number, Bundle.OPEN),
+        *(encode.bundle_add(number, message) for message in inner),
+        encode.bundle_control(closing, number, Bundle.CLOSE),
+    )
+    before, closed = session.until(wire.BUNDLE_CONTROL, closing)
+    assert decode.bundle_reply(closed)[:3] == (closing, number, Bundle.CLOSE + 1)
+    refused = [decode.error(found) for found in before if found[1] == wire.ERROR]
+    step = Bundle.DISCARD if refused else Bundle.COMMIT
+    barrier = session.xid()
+    session.send(encode.bundle_control(ending, number, step), encode.barrier_request(barrier))
+    before, _ = session.until(wire.BARRIER_REPLY, barrier)
+    return refused + [decode.error(found) for found in before if found[1] == wire.ERROR]
+
+
+def test_a_bundle_commits_flows_and_groups_at_once(session: Session) -> None:
+    group = Group(100, GroupType.ALL, (Bucket((Output(1),)),))
+    first = Flow(0, 1, match(), (ToGroup(100),), cookie=1)
+    add_group = encode.group_mod(session.xid(), Change.ADD, group)
+    add_flow = encode.flow_mod(session.xid(), Command.ADD, first)
+    assert run_bundle(session, 1, [add_group, add_flow]) == []
+    assert (session.groups(), session.flows()) == ([group], [first])
+
+    changed = replace(group, buckets=(Bucket((Output(2),)),))
+    second = Flow(0, 2, match(), (ToGroup(100),), cookie=2)
+    inner = [
+        encode.flow_mod(session.xid(), Command.DELETE_STRICT, first),
+        encode.group_mod(session.xid(), Change.MODIFY, changed),
+        encode.flow_mod(session.xid(), Command.ADD, second),
+    ]
+    assert run_bundle(session, 1, inner) == []
+    assert (session.groups(), session.flows()) == ([changed], [second])
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        # Found at the commit ...
+        (Flow(0, 9, match(), (ToGroup(999),)), "BAD_ACTION/BAD_OUT_GROUP"),
+        # ... and found when added.
+        (Flow(0, 9, match(), (DecTtl(), Output(1))), "BAD_ACTION/MATCH_INCONSISTENT"),
+        (Flow(0, 9, match((f.TCP_DST, 80))), "BAD_MATCH/BAD_PREREQ"),
+        (Flow(9, 9, match(), goto=8), "BAD_INSTRUCTION/BAD_TABLE_ID"),
+    ],
+)
+def test_a_bundle_with_one_bad_message_changes_nothing(
+    session: Session, bad: Flow, name: str
+) -> None:
+    before = Flow(0, 1, match(), (Output(1),), cookie=1)
+    assert session.do(encode.flow_mod(session.xid(), Command.ADD, before)) == []
+    guilty = session.xid()
+    inner = [
+        encode.group_mod(session.xid(), Change.ADD, Group(100, GroupType.ALL, ())),
+        encode.flow_mod(session.xid(), Command.DELETE_STRICT, before),
+        encode.flow_mod(guilty, Command.ADD, bad),
+        encode.flow_mod(session.xid(), Command.ADD, replace(before, priority=3)),
+    ]
+    refused = run_bundle(session, 2, inner)
+    assert (refused[0].xid, refused[0].name) == (guilty, name)
+    assert {error.name for error in refused[1:]} <= {"BUNDLE_FAILED/MSG_FAILED"}
+    assert (session.groups(), session.flows()) == ([], [before])
+
+
+def test_a_meter_is_not_taken_into_a_bundle(session: Session) -> None:
+    """So meters go before the bundle whose flows use them, and are removed after it."""
+    meter = encode.meter_mod(session.xid(), Change.ADD, METERS[0])
+    assert [error.name for error in run_bundle(session, 3, [meter])] == ["BUNDLE_FAILED/MSG_UNSUP"]
+    assert session.meters() == []
+
+
+def test_what_others_put_in_is_alien_and_can_be_removed_alone(session: Session) -> None:
+    ours = Flow(3, 10, match((f.IN_PORT, 1)), (Output(2),), cookie=5)
+    assert session.do(encode.flow_mod(session.xid(), Command.ADD, ours)) == []
+    strange = (
+        "table=3,priority=10,in_port=2,idle_timeout=600,actions=output:2",
+        "table=3,priority=10,in_port=3,actions=learn(table=9,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[])",
+        "table=3,priority=10,in_port=4,actions=write_actions(output:1)",
+        "table=3,priority=10,tun_id=7,actions=drop",
+        "table=3,priority=10,pkt_mark=0x5/0xf,reg1=5,actions=drop",
+        "table=3,priority=10,in_port=5,actions=load:5->NXM_NX_XXREG0[]",
+        "table=3,priority=10,ip,in_port=6,actions=ct(commit,exec(load:1->NXM_NX_CT_MARK[]))",
+        "table=3,priority=10,in_port=7,actions=push_vlan:0x8100,output:reg1[3..9]",
+        "table=3,priority=10,in_port=8,actions=resubmit(3,4),normal,note:01.02.03",
+    )
+    for text in strange:
+        ofctl("add-flow", text)
+    found = session.flows()
+    aliens = [flow for flow in found if isinstance(flow, AlienFlow)]
+    assert [flow for flow in found if isinstance(flow, Flow)] == [ours]
+    assert len(aliens) == len(strange)
+    assert {flow.place for flow in aliens if flow.match is not None} == {
+        (3, 10, match((f.IN_PORT, port))) for port in (2, 3, 4, 5, 7, 8)
+    } | {(3, 10, match((f.IN_PORT, 6), IS_IP))}
+    for number, alien in enumerate(aliens, 1):
+        assert alien.why
+        assert session.do(encode.delete_alien(session.xid(), alien)) == []
+        assert len(session.flows()) == 1 + len(aliens) - number
+    assert session.flows() == [ours]
+
+
+def test_an_entry_of_the_same_meaning_is_ours_whoever_put_it_in(session: Session) -> None:
+    ofctl(
+        "add-flow", "table=1,priority=7,cookie=9,ip,reg2=1,nw_ttl=3,actions=output:2,goto_table:4"
+    )
+    wanted = Flow(
+        1, 7, match((f.ETH_TYPE, IP), (f.REG[2], 1), (f.IP_TTL, 3)), (Output(2),), 4, cookie=9
+    )
+    assert session.flows() == [wanted]
+
+
+def test_groups_and_meters_of_others_are_alien(session: Session) -> None:
+    ofctl("add-group", "group_id=1,type=select,selection_method=dp_hash,bucket=output:1")
+    ofctl("add-group", "group_id=2,type=ff,bucket=watch_group:1,output:1")
+    ofctl("add-group", "group_id=3,type=all,bucket=push_vlan:0x8100,output:1")
+    ofctl("add-meter", "meter=5,kbps,band=type=drop,rate=5,type=drop,rate=9")
+    assert [type(group) for group in session.groups()] == [AlienGroup] * 3
+    assert [(type(meter), meter.id) for meter in session.meters()] == [(AlienMeter, 5)]
+
+
+def test_a_packet_out_meets_the_tables_and_comes_back_as_a_packet_in(session: Session) -> None:
+    flow = Flow(
+        0, 1, match((f.IN_PORT, 12)),
+        (SetField(f.REG[3], 33), SetField(f.REG[8], 88), Resubmit(7)), cookie=1,
+    )  # fmt: skip
+    up = Flow(7, 1, match((f.REG[3], 33)), (Output(CONTROLLER),), cookie=0xC0FFEE)
+    assert session.do(
+        encode.set_config(session.xid(), 0, 0xFFFF),
+        *(encode.flow_mod(session.xid(), Command.ADD, x) for x in (flow, up)),
+    ) == []  # fmt: skip
+    data = bytes.fromhex("020000000002020000000001") + bytes.fromhex("88b5") + bytes(50)
+    table = 0xFFFFFFF9
+    context = ((f.METADATA, 0xAB << 32, None), (f.REG[1], 11, None))
+    session.send(encode.packet_out(session.xid(), 12, (Output(table),), data, context))
+    found = decode.packet_in(session.receive())
+    assert (found.reason, found.table, found.cookie) == (5, 7, 0xC0FFEE)  # OFPR_PACKET_OUT
+    assert found.fields == {
+        f.IN_PORT: 12, f.METADATA: 0xAB << 32, f.REG[1]: 11, f.REG[3]: 33, f.REG[8]: 88
+    }  # fmt: skip
+    assert (found.size, found.data) == (len(data), data)
+
+
+def test_counters_come_with_the_flows(session: Session) -> None:
+    flow = Flow(0, 1, match((f.IN_PORT, 12)))
+    assert session.do(encode.flow_mod(session.xid(), Command.ADD, flow)) == []
+    data = bytes(12) + bytes.fromhex("88b5") + bytes(86)
+    sent = [encode.packet_out(session.xid(), 12, (Output(0xFFFFFFF9),), data)] * 3
+    assert session.do(*sent) == []
+    (found,) = session.installed()
+    assert (found.flow, found.packets, found.bytes) == (flow, 3, 300)

@@ -351,8 +351,9 @@ def _hash_fields(data: bytes, at: int, end: int, place: str) -> tuple[Field, ...
         if (vendor, subtype) != (NTR_VENDOR, NTR_SELECTION_METHOD):
             raise Unknown(f"group property {subtype} of experimenter {vendor:#x}")
         tests = get_tests(data, start + SELECTION_METHOD.size, start + length, place)
-        if method.rstrip(b"\0") != b"hash" or not tests:
-            raise Unknown(f"selection method {method!r} over {len(tests)} fields")
+        name = method.rstrip(b"\0").decode("ascii", "replace")
+        if name != "hash" or not tests:
+            raise Unknown(f"selection method {name!r} over {len(tests)} fields")
         if any(value != field.full_mask for field, value, _ in tests):
             raise Unknown("selection method over parts of fields")
         fields = tuple([field for field, _, _ in tests])
