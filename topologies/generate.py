@@ -7,6 +7,8 @@ from itertools import product
 from topologies.model import Cable, CableKind, Fabric, Hypervisor, Role, Switch
 
 _GBIT = 1_000_000_000
+#: With more, ports of `priv-spine90` would have names that Linux does not take.
+_MAX_OF_A_SITE = 90
 
 
 def leaf_spine(
@@ -92,7 +94,13 @@ def hybrid(
         hosts_per_leaf=hosts_per_leaf,
         tunnel_bps=tunnel_bps,
     )
-    _at_most(4_000, switches=private_leaves + private_spines + public_leaves + public_spines)
+    _at_most(
+        _MAX_OF_A_SITE,
+        private_leaves=private_leaves,
+        private_spines=private_spines,
+        public_leaves=public_leaves,
+        public_spines=public_spines,
+    )
     if tunnel_latency_s < 0:
         raise ValueError(f"tunnel_latency_s is {tunnel_latency_s}: it cannot be negative")
     sites = [
@@ -157,6 +165,4 @@ def _at_least(least: int, **numbers: int) -> None:
 def _at_most(most: int, **numbers: int) -> None:
     for field, number in numbers.items():
         if number > most:
-            raise ValueError(
-                f"{field} is {number}: more than {most} is no fabric Pleach can number"
-            )
+            raise ValueError(f"{field} is {number}: it must be at most {most}")
