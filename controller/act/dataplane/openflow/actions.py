@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from controller.act.dataplane.openflow.fields import ALL, Field
 from controller.act.dataplane.openflow.oxm import (
     FIELD_OF,
     HEADER_OF,
@@ -96,7 +97,23 @@ def _put_meter(act: ToMeter) -> bytes:
     return _WORD.pack(METER, 8, act.meter)
 
 
+def _set_field_frame(field: Field) -> tuple[bytes, int, bytes]:
+    """What is before the value where all of a field is set, its size, and what is after."""
+    length = (8 + field.size + 7) // 8 * 8
+    before = _HEAD.pack(SET_FIELD, length) + HEADER_OF[field.name]
+    return before, field.size, bytes(length - 8 - field.size)
+
+
+_SET_FIELD = {field.name: _set_field_frame(field) for field in ALL}
+
+
+_SET_WHOLE = {HEADER_OF[field.name]: (field, field.size, field.full_mask) for field in ALL}
+
+
 def _put_set_field(act: SetField) -> bytes:
+    if act.mask is None:
+        before, size, after = _SET_FIELD[act.field.name]
+        return before + act.value.to_bytes(size, "big") + after
     body = tlv(act.field, act.value, act.mask)
     length = (4 + len(body) + 7) // 8 * 8
     return (_HEAD.pack(SET_FIELD, length) + body).ljust(length, b"\0")
@@ -234,6 +251,10 @@ def _get_dec_ttl(data: bytes, at: int, length: int, place: str, depth: int) -> A
 
 def _get_set_field(data: bytes, at: int, length: int, place: str, depth: int) -> Act:
     _need(length, 8, "set_field", place)
+    whole = _SET_WHOLE.get(data[at + 4 : at + 8])
+    if whole is not None and whole[1] <= length - 8:
+        field, size, full = whole
+        return SetField(field, int.from_bytes(data[at + 8 : at + 8 + size], "big") & full)
     inner = f"{place}, set_field"
     end = at + 8 + data[at + 7]
     if end > at + length:

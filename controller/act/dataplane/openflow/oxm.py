@@ -20,6 +20,7 @@ PACKET_TYPE_HEADER = OPENFLOW_BASIC << 16 | 44 << 9 | 4
 MATCH_TYPE_OXM = 1
 
 _MATCH_HEADER = struct.Struct(">HH")
+_PADS = tuple(bytes(-length % 8) for length in range(8))
 _TLV_HEADER = struct.Struct(">I")
 
 
@@ -95,21 +96,19 @@ def tlv(field: Field, value: int, mask: int | None) -> bytes:
 
 def put_match(match: Match) -> bytes:
     """An `ofp_match` with its padding."""
-    early: list[bytes] = []
-    late: list[bytes] = []
+    early = late = b""
     for field, value, mask in match:
         exact, masked, size, is_late = _OUT[field.name]
-        parts = late if is_late else early
         if mask is None:
-            parts.append(exact)
-            parts.append(value.to_bytes(size, "big"))
+            written = exact + value.to_bytes(size, "big")
         else:
-            parts.append(masked)
-            parts.append(value.to_bytes(size, "big"))
-            parts.append(mask.to_bytes(size, "big"))
-    tlvs = b"".join(early + late)
-    length = 4 + len(tlvs)
-    return _MATCH_HEADER.pack(MATCH_TYPE_OXM, length) + tlvs + bytes(-length % 8)
+            written = masked + value.to_bytes(size, "big") + mask.to_bytes(size, "big")
+        if is_late:
+            late += written
+        else:
+            early += written
+    length = 4 + len(early) + len(late)
+    return _MATCH_HEADER.pack(MATCH_TYPE_OXM, length) + early + late + _PADS[length % 8]
 
 
 def raw_match(data: bytes, start: int, end: int, place: str) -> tuple[int, int]:
