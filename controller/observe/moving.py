@@ -174,7 +174,7 @@ class Moving(Case):
         clock = clock_of_place(vm) if told.phase is Phase.STARTED else clock_of_migration(told.id)
         stated = self.known.clocks.get(clock, self.at)
         gone = self.known.clocks.get(clock_of_removal(vm, told.source))
-        if gone is not None and gone >= stated:
+        if gone is not None and gone > stated:
             where = (self.placement,) if self.placement is not None else ()
             reason = f"migration {told.id} failed, and VM {vm} was removed from {told.source}"
             return Decision(Outcome.APPLIED, reason, (over,), where, clocks)

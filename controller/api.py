@@ -1,0 +1,215 @@
+"""What does REST say? The shapes of replies and requests, as server and client share them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from controller.model.addresses import Id
+from controller.model.nouns import (
+    AccessRule,
+    Datapath,
+    Host,
+    Link,
+    Migration,
+    Placement,
+    Port,
+    Record,
+    Subnet,
+    Tenant,
+    Vm,
+)
+
+#: Media types (CloudEvents 1.0 JSON format, section 3; RFC 9457, section 3).
+CLOUDEVENT = "application/cloudevents+json"
+CLOUDEVENTS = "application/cloudevents-batch+json"
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+#: Header of a reply to a change: the store's revision that holds it.
+REVISION_HEADER = "pleach-revision"
+
+#: The records that are resources to be written, by the path under /v1.
+RESOURCES: dict[str, type[Record]] = {
+    "tenants": Tenant,
+    "subnets": Subnet,
+    "vms": Vm,
+    "hosts": Host,
+    "access-rules": AccessRule,
+}
+
+
+class Reply(BaseModel):
+    """A part of a reply. A client ignores fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Fault(Reply):
+    """One thing that is wrong; `pointer` (RFC 6901) is its place in the request's body."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemBody(Reply):
+    """An RFC 9457 problem: `type` is stable, `mend` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    mend: str = ""
+    faults: tuple[Fault, ...] = ()
+
+
+class EventReply(Reply):
+    """What became of one event, and the store's revision that holds its effect."""
+
+    source: str
+    id: str
+    outcome: Literal["applied", "unchanged", "late", "replayed", "ignored"]
+    revision: int
+    reason: str
+    warnings: tuple[str, ...] = ()
+
+
+class BatchReply(Reply):
+    """What became of each event of a batch, in its order."""
+
+    revision: int
+    results: tuple[EventReply | ProblemBody, ...]
+
+
+R = TypeVar("R")
+
+
+class Page(Reply, Generic[R]):
+    """Records by ascending key; `next` is to be given as `after` for those that follow."""
+
+    items: tuple[R, ...]
+    next: str | None = None
+    revision: int
+
+
+class EdgeProgress(Reply):
+    """How far one datapath has come; times are Unix seconds, UTC."""
+
+    datapath: str
+    revision: int
+    confirmed_at: float
+    connected: bool
+    pending: int
+    error: str | None = None
+
+
+class VmStatus(Reply):
+    """A VM with where it is and whether the switches have confirmed that."""
+
+    vm: Vm
+    placement: Placement | None = None
+    migration: Migration | None = None
+    status: Literal["defined", "placed", "applied", "migrating"]
+    #: The revision that `applied` speaks of.
+    revision: int
+    #: Whether every connected datapath, and the VM's own edges for certain, confirmed it.
+    applied: bool
+    #: When the last of them did so (Unix seconds, UTC).
+    confirmed_at: float | None = None
+    #: What is still waited for.
+    waiting_for: tuple[str, ...] = ()
+    #: Datapaths other than the VM's own that are not connected: they will follow.
+    unreachable: tuple[str, ...] = ()
+
+
+class Topology(Reply):
+    """The fabric as it was discovered, the hosts on it, and how far each datapath is."""
+
+    revision: int
+    datapaths: tuple[Datapath, ...]
+    ports: tuple[Port, ...]
+    links: tuple[Link, ...]
+    hosts: tuple[Host, ...]
+    progress: tuple[EdgeProgress, ...]
+
+
+class ChangeEntry(Reply):
+    """One change; `record` is None where it was removed."""
+
+    revision: int
+    kind: str
+    key: str
+    record: dict[str, Any] | None
+
+
+class Changes(Reply):
+    """Changes by ascending revision; go on with `after=revision`."""
+
+    revision: int
+    changes: tuple[ChangeEntry, ...]
+
+
+class Role(StrEnum):
+    """What the bearer of a token may do."""
+
+    #: Send events about one host, and read.
+    HYPERVISOR = "hypervisor"
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+
+
+class NewToken(BaseModel):
+    """A token to be made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Id
+    role: Role
+    #: The host of a hypervisor's token.
+    host: Id | None = None
+    #: Seconds until it expires; None is never.
+    lifetime_s: Annotated[float, Field(gt=0, le=10 * 31_536_000)] | None = None
+
+    @model_validator(mode="after")
+    def _host_of_a_hypervisor(self) -> Self:
+        if (self.role is Role.HYPERVISOR) != (self.host is not None):
+            raise ValueError("a hypervisor's token names its host, and no other token does")
+        return self
+
+
+class TokenInfo(Reply):
+    """A token, but for its secret; times are Unix seconds, UTC."""
+
+    name: str
+    role: Role
+    host: str | None = None
+    created_at: float
+    expires_at: float | None = None
+
+
+class TokenSecret(TokenInfo):
+    """A token just made. The secret is told this once."""
+
+    secret: str
+
+
+class Tokens(Reply):
+    """All tokens."""
+
+    items: tuple[TokenInfo, ...]
+
+
+class Health(Reply):
+    """That the process answers, and which version it is."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class Ready(Reply):
+    """That the store can be read and written; how many datapaths are connected."""
+
+    revision: int
+    datapaths: int
+    connected: int

@@ -1,0 +1,1 @@
+"""The REST door: what hypervisors, operators and other tools ask for and are told."""

@@ -1,0 +1,247 @@
+"""The brain's process: the application put together, and served until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from controller import __version__, logs
+from controller.api import Fault, NewToken, Tokens, TokenSecret
+from controller.northbound import (
+    event_routes,
+    reading_routes,
+    record_routes,
+    token_routes,
+)
+from controller.northbound.auth import make_operator_token
+from controller.northbound.brain import Brain
+from controller.northbound.documents import document
+from controller.northbound.gate import Gate
+from controller.northbound.problems import INVALID, METHOD, NOT_FOUND, Problem, of_any
+from controller.observe.cloudevents import Refused
+from controller.settings import Problem as SettingsProblem
+from controller.settings import Settings, SettingsError
+from controller.store import Store, StoreError
+
+log = logging.getLogger("controller.northbound")
+
+#: Seconds that requests under way have to end after a signal.
+GRACE_S = 5
+
+
+def application(brain: Brain) -> Gate:
+    """The ASGI application of `brain`, which starts and stops with it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await brain.start()
+        try:
+            yield
+        finally:
+            await brain.stop()
+
+    app = FastAPI(
+        title="Pleach",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.documented = [*reading_routes.MODELS, NewToken, Tokens, TokenSecret]
+    for routes in (event_routes, record_routes, reading_routes, token_routes):
+        app.include_router(routes.router(brain))
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    for kind in (Problem, Refused, StoreError):
+        app.add_exception_handler(kind, _told)
+    app.add_exception_handler(RequestValidationError, _told_query)
+    app.add_exception_handler(HTTPException, _told_http)
+    app.add_exception_handler(Exception, _told)
+    return Gate(app, brain.settings.northbound, brain.auth)
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    return of_any(error).response()
+
+
+async def _told_query(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = tuple(
+        Fault(pointer=".".join(map(str, found["loc"])), detail=found["msg"])
+        for found in error.errors()
+    )
+    detail = f"{faults[0].pointer}: {faults[0].detail}"
+    return Problem(INVALID, detail, "Correct what `faults` lists.", faults).response()
+
+
+async def _told_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        problem = Problem(NOT_FOUND, f"there is no path {path}", "See /openapi.json.")
+    elif error.status_code == 405:
+        detail = f"{request.method} is not possible at {path}"
+        problem = Problem(METHOD, detail, "See `Allow`.", headers=error.headers)
+    else:
+        raise error
+    return problem.response()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, ended by a signal without raising it anew, so that what follows is done."""
+
+    def __init__(self, config: uvicorn.Config, brain: Brain) -> None:
+        super().__init__(config)
+        self._brain = brain
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        self._loop = asyncio.get_running_loop()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.stop()
+
+    def stop(self) -> None:
+        """End once the requests under way are answered. From any thread."""
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._brain.begin_stop)
+
+
+def server(settings: Settings, store: Store) -> Server:
+    """A server of `store` that is not yet running. Raises SettingsError for TLS files."""
+    brain = Brain(settings, store)
+    tls = settings.northbound.tls
+    tls.check("northbound.tls")
+    config = uvicorn.Config(
+        application(brain),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=tls.certificate,
+        ssl_keyfile=tls.key,
+        ssl_ca_certs=str(tls.client_ca) if tls.client_ca else None,
+        ssl_cert_reqs=_client_certificates(settings),
+    )
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise SettingsError(
+            SettingsProblem(
+                str(tls.certificate),
+                "northbound.tls",
+                f"cannot be used ({error.reason or error})",
+                "give a PEM certificate and the key that belongs to it",
+            )
+        ) from error
+    return Server(config, brain)
+
+
+def _client_certificates(settings: Settings) -> int:
+    """A client's certificate is asked for beside its token, not in its place: uvicorn does
+    not tell an application whose certificate it was."""
+    tls = settings.northbound.tls
+    if tls.require_client_certificate:
+        return ssl.CERT_REQUIRED
+    return ssl.CERT_OPTIONAL if tls.client_ca else ssl.CERT_NONE
+
+
+def listen(settings: Settings, *, plain: bool) -> socket.socket:
+    """The listening socket. Raises SettingsError where the address cannot be had, or where
+    tokens would cross a network without TLS and `plain` does not allow that."""
+    northbound = settings.northbound
+    host, port = northbound.host, northbound.port
+    place = f"{host}:{port}"
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        if not (northbound.tls.enabled or plain or _is_loopback(str(address[0]))):
+            raise SettingsError(
+                SettingsProblem(
+                    place,
+                    "northbound.host",
+                    "tokens would cross the network in the clear",
+                    "set northbound.tls, or start with --plain behind a proxy that speaks TLS",
+                )
+            )
+        listening = socket.socket(family, kind, proto)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        hint = "choose another northbound.port or host, or end what uses it"
+        cause = f"cannot be listened at: {error.strerror or error}"
+        raise SettingsError(SettingsProblem(place, "northbound.port", cause, hint)) from error
+    return listening
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def serve(settings: Settings, *, plain: bool = False) -> None:
+    """Run the brain until SIGTERM or SIGINT.
+
+    Raises SettingsError and StoreError where it cannot start. `plain` allows addresses other
+    than loopback without TLS.
+    """
+    logs.configure(settings.log.level, settings.log.format)
+    listening = listen(settings, plain=plain)
+    with contextlib.closing(listening), contextlib.closing(open_store(settings)) as store:
+        file = make_operator_token(store, settings.state_dir, time.time())
+        if file is not None:
+            log.info("operator's token made", extra={"file": str(file)})
+        running = server(settings, store)
+        host, port = listening.getsockname()[:2]
+        log.info(
+            "brain starts",
+            extra={"host": host, "port": port, "tls": settings.northbound.tls.enabled},
+        )
+        running.run(sockets=[listening])
+        log.info("brain has stopped")
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of `settings`."""
+    return Store.open(
+        settings.store.url,
+        busy_timeout_s=settings.store.busy_timeout_s,
+        feed_keep=settings.store.feed_keep,
+    )
