@@ -341,13 +341,12 @@ def _overlay(
         except ValidationError as error:
             problems.append(Problem(name, ".".join(loc), _message(dict(error.errors()[0]))))
             continue
-        section = data
+        section: Any = data
         for part in loc[:-1]:
-            if not isinstance(section.get(part), dict):
-                section[part] = {}
-            section = section[part]
-        section[loc[-1]] = value
-        places[loc] = name
+            section = section.setdefault(part, {}) if isinstance(section, dict) else None
+        if isinstance(section, dict):  # else the file is wrong there, and that is told later
+            section[loc[-1]] = value
+            places[loc] = name
     return problems
 
 

@@ -243,12 +243,10 @@ def why_not_put(connection: Connection, shape: Shape, record: Record) -> StoreEr
 def why_not_deleted(connection: Connection, kind: str, key: str) -> StoreError | None:
     """The error that tells what still refers to a record."""
     target = SHAPES[kind].table.c.key
-    for table in schema.metadata.sorted_tables:
+    for table in (schema.nic, *(shape.table for shape in SHAPES.values())):
+        user, holder = ("vm", "vm") if table is schema.nic else (table.name, "key")
         for foreign in table.foreign_keys:
-            if foreign.column is not target:
-                continue
-            user, holder = ("vm", "vm") if table is schema.nic else (table.name, "key")
-            if user not in SHAPES:
+            if foreign.column is not target or foreign.ondelete:
                 continue
             query = select(table.c[holder]).where(foreign.parent == key).limit(1)
             found = connection.scalar(query)

@@ -214,7 +214,7 @@ def backup(url: str, path: Path) -> None:
 
 def _counters(connection: Connection) -> tuple[int, int]:
     """The newest revision, and the newest that the feed lost."""
-    values = dict(connection.execute(_COUNTERS).tuples().all())
+    values = dict(connection.execute(_COUNTERS).all())
     return values["revision"], values["compacted"]
 
 
