@@ -88,13 +88,16 @@ class Sqlite:
         if _size(self.file) == 0:
             raise StoreCorrupt(str(self.file), "the file is empty", RESTORE)
         with self.errors(), closing(self._connect(self.file)) as connection:
-            found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+            self._check(connection)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
         if found != ["ok"]:
             raise StoreCorrupt(str(self.file), "; ".join(found), RESTORE)
 
     def backup(self, path: Path) -> None:
         """Write a consistent copy to `path` while others go on working. StoreError where
-        `path` exists already or cannot be written."""
+        `path` exists already or cannot be written, StoreCorrupt where the copy is damaged."""
         if path.exists():
             raise StoreError(str(path), "there is such a file already", "choose another name")
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -106,6 +109,7 @@ class Sqlite:
                     closing(sqlite3.connect(partial, isolation_level=None)) as target,
                 ):
                     source.backup(target)
+                    self._check(target)
                 _sync(partial)
                 os.link(partial, path)
                 _sync(path.parent)
@@ -231,7 +235,8 @@ class Sqlite:
             return StoreFull(where, cause, MAKE_ROOM)
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreCorrupt(where, cause, RESTORE)
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        readonly = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
+        if code in readonly or (code == sqlite3.SQLITE_CANTOPEN and self._forbidden()):
             return StoreReadOnly(where, cause, "give Pleach's user the right to write there")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return busy(where, self.busy_timeout_s)
@@ -247,6 +252,10 @@ class Sqlite:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return StoreReadOnly(where, cause, "give Pleach's user the right to write there")
         return StoreUnavailable(where, cause, "see that the file and its disk are in order")
+
+    def _forbidden(self) -> bool:
+        # Without the right to make its -shm file, SQLite says that it cannot open the database.
+        return not (os.access(self.file, os.W_OK) and os.access(self.file.parent, os.W_OK))
 
     def _no_room(self) -> bool:
         # Asks the system in the only way that counts quotas too: by writing a page.

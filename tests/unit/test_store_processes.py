@@ -247,16 +247,16 @@ def test_the_store_under_eventlet(url: str) -> None:
 
 
 def test_many_processes_open_a_new_store_at_once(url: str, tmp_path: Path) -> None:
-    keys = [f"t{n}" for n in range(4)]
+    keys = [f"t{n}" for n in range(3)]
     writers = [processes.Process(target=open_and_write, args=(url, key)) for key in keys]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert [writer.exitcode for writer in writers] == [0] * 3
     store = Store.open(url)
     assert sorted(store.snapshot().tenants) == keys
-    assert [c.revision for c in store.changes(0)] == [1, 2, 3, 4]
+    assert [c.revision for c in store.changes(0)] == [1, 2, 3]
     store.close()
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {"pleach.db", "pleach.db.bells"}  # nothing half-made
