@@ -93,6 +93,11 @@ class Desired:
             self.units.pop(unit, None)
         return changed
 
+    def become(self, other: Desired) -> set[Key]:
+        """Take over all that `other` has; the keys that differ now."""
+        before, self.entries, self.units = self.entries, other.entries, other.units
+        return {key for key in {*before, *self.entries} if before.get(key) != self.entries.get(key)}
+
 
 def compile_unit(view: FabricView, unit: Unit, datapath: str) -> Rules:
     """The entries of one unit at one datapath."""
@@ -132,17 +137,16 @@ class Compiler:
                 changed.setdefault(datapath, set()).update(keys)
         return changed
 
+    def reload(self, state: State) -> dict[str, set[Key]]:
+        """Go on from `state`, when the changes that led to it are no longer to be had."""
+        self.view = FabricView.of(state)
+        return self._rebuild()
+
     def _rebuild(self) -> dict[str, set[Key]]:
         """Compute everything afresh: for changes in which datapaths there are."""
         self.view.reroute()
-        before, self.desired = self.desired, {}
-        changed: dict[str, set[Key]] = {}
-        for datapath in datapaths(self.view):
-            self.desired[datapath] = now = compile_all(self.view, datapath)
-            old = before.get(datapath, Desired())
-            changed[datapath] = {
-                key
-                for key in {*old.entries, *now.entries}
-                if old.entries.get(key) != now.entries.get(key)
-            }
-        return changed
+        known = datapaths(self.view)
+        for datapath in known - self.desired.keys():
+            self.desired[datapath] = Desired()
+        fresh = {d: compile_all(self.view, d) if d in known else Desired() for d in self.desired}
+        return {d: desired.become(fresh[d]) for d, desired in self.desired.items()}

@@ -173,12 +173,11 @@ class Impact:
         for watch in watches:
             watch.__enter__()
         self.view.state.apply(change)
+        numbers = self.view.port_numbers
         if before is not None:
-            names = self.view.port_numbers.setdefault(before.datapath, {})
-            if names.get(before.name) == before.number:
-                del names[before.name]
+            numbers[before.datapath, before.name].discard(before.number)
         if after is not None:
-            self.view.port_numbers.setdefault(after.datapath, {})[after.name] = after.number
+            numbers.setdefault((after.datapath, after.name), set()).add(after.number)
         for key in vms:
             self.view.settle(key)
         for watch in watches:

@@ -46,8 +46,8 @@ class FabricView:
     """The state and what follows from it."""
 
     state: State = field(default_factory=State)
-    #: Port numbers by datapath and name.
-    port_numbers: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: Port numbers by (datapath, name): more than one only while a port is being replaced.
+    port_numbers: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     #: Open migration of a VM.
     moving: dict[str, Migration] = field(default_factory=dict)
     #: VM to its places, and (datapath, port number) to a place.
@@ -73,7 +73,7 @@ class FabricView:
         """A view of a whole state, which belongs to the view from now on."""
         view = cls(state)
         for port in state.ports.values():
-            view.port_numbers.setdefault(port.datapath, {})[port.name] = port.number
+            view.port_numbers.setdefault((port.datapath, port.name), set()).add(port.number)
         for host in state.hosts.values():
             view.edges[host.datapath] += 1
         for subnet in state.subnets.values():
@@ -144,8 +144,10 @@ class FabricView:
         adjacency: dict[str, dict[str, int]] = {}
         for link in sorted(links.values(), key=lambda x: (x.datapath, x.port), reverse=True):
             back = links.get(f"{link.to_datapath}:{link.to_port}")
-            if back is None or not (link.up and back.up) or back.to_datapath != link.datapath:
+            if back is None or not (link.up and back.up):
                 continue
+            if (back.to_datapath, back.to_port) != (link.datapath, link.port):
+                continue  # one of the two has been plugged elsewhere since
             # Of several parallel links the lowest port wins: it is written last.
             adjacency.setdefault(link.datapath, {})[link.to_datapath] = link.port
         edges = [e for e in self.edges if self.edges[e] > 0 and self.number(e)]
@@ -212,7 +214,6 @@ class FabricView:
         host: Host | None = self.state.hosts.get(host_id)
         if host is None:
             return
-        numbers = self.port_numbers.get(host.datapath, {})
         for nic, name in zip(vm.nics, ports, strict=False):
             yield Place(
                 vm=vm.id,
@@ -220,7 +221,7 @@ class FabricView:
                 nic=nic,
                 datapath=host.datapath,
                 port_name=name,
-                port=numbers.get(name),
+                port=max(self.port_numbers.get((host.datapath, name), ()), default=None),
                 standby=standby,
                 grace=migration is not None,
                 migration=migration.id if migration else None,

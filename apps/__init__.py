@@ -1,0 +1,1 @@
+"""Southbound: the apps that speak OpenFlow, under os-ken."""

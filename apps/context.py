@@ -1,0 +1,232 @@
+"""What the apps share: the store, the compiled fabric, and the sessions of the switches.
+
+Everything that is decided is in the store first. A change made here too, such as a port that
+appeared, is written there and comes back by the feed, like everybody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from apps.framework import Connection, hub, spawn
+from apps.session import Session
+from controller.act.dataplane.channel import Channel
+from controller.act.dataplane.compiler import Compiler, Desired, Key
+from controller.act.dataplane.view import FabricView
+from controller.model.addresses import format_dpid
+from controller.model.nouns import Datapath, Link, Port
+from controller.settings import CONFIG, Settings, load
+from controller.store.errors import FeedCompacted, StoreError
+from controller.store.records import Progress
+from controller.store.store import Store
+from controller.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+#: Greatest number of a port that is no reserved one (OFPP_MAX, OpenFlow 1.5.1, 7.2.1.2).
+MAX_PORT = 0xFFFFFF00
+#: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN).
+PORT_DOWN, LINK_DOWN = 1, 1
+
+
+def settings_of_process() -> Settings:
+    """The settings that the environment of this process names."""
+    path = os.environ.get(CONFIG)
+    return load(Path(path) if path else None, os.environ)
+
+
+class Southbound:
+    """The state that all apps of the southbound process work on."""
+
+    def __init__(self) -> None:
+        self.settings = settings_of_process()
+        self.store = Store.open(
+            self.settings.store.url,
+            busy_timeout_s=self.settings.store.busy_timeout_s,
+            feed_keep=self.settings.store.feed_keep,
+        )
+        self.sessions: dict[str, Session] = {}
+        self._disconnect_all()
+        self.compiler = Compiler(self.store.snapshot())
+        self._following = hub.Semaphore(1)
+        self._bell = self.store.bell("southbound")
+        self._reported: dict[str, Progress] = {}
+        self._report = hub.Event()
+        spawn(self.forever, self._follow_bell)
+        spawn(self.forever, self._report_progress)
+
+    @property
+    def view(self) -> FabricView:
+        """The fabric as of the newest change followed."""
+        return self.compiler.view
+
+    def forever(self, step: Callable[[], None]) -> None:
+        """Repeat a step for the life of the process. A store that cannot be used now is
+        waited for: the switches keep what they have meanwhile."""
+        while True:
+            try:
+                step()
+            except StoreError as cause:
+                log.error("the store cannot be used: %s", cause)
+                hub.sleep(1.0)
+            except Exception:
+                log.exception("a loop of the southbound process failed; it goes on")
+                hub.sleep(1.0)
+
+    # --- The feed ----------------------------------------------------------------------
+
+    def _follow_bell(self) -> None:
+        self.follow()
+        self._bell.wait(1.0)
+
+    def follow(self) -> None:
+        """Take in everything that the store has by now, and tell the sessions."""
+        with self._following:
+            while self._follow_once():
+                pass
+
+    def _follow_once(self) -> bool:
+        at = self.view.state.revision
+        try:
+            changes = self.store.changes(at)
+            changed = self.compiler.apply(changes)
+        except FeedCompacted:
+            log.warning("the feed no longer has what came after revision %d; reading all", at)
+            changed = self.compiler.reload(self.store.snapshot())
+        revision = self.view.state.revision
+        if revision != at:
+            for datapath, session in list(self.sessions.items()):
+                session.changed(changed.get(datapath, set[Key]()), revision)
+        return revision != at
+
+    def write(self, change: Callable[[Transaction], None]) -> None:
+        """Change the store in one transaction, and take the change in at once."""
+        with self.store.transaction() as tx:
+            change(tx)
+        self.follow()
+
+    # --- Progress ------------------------------------------------------------------------
+
+    def report(self) -> None:
+        """Something that the brain waits for may have changed."""
+        self._report.set()
+
+    def _report_progress(self) -> None:
+        self._report.wait()
+        self._report.clear()
+        rows = {d: self._progress(s) for d, s in list(self.sessions.items())}
+        for datapath, last in self._reported.items():
+            if datapath not in rows and last.connected:
+                rows[datapath] = Progress(
+                    datapath, last.revision, last.confirmed_at, False, last.pending, last.error
+                )
+        changed = [row for row in rows.values() if row != self._reported.get(row.datapath)]
+        if changed:
+            self.store.set_progress(changed)
+            self._reported.update((row.datapath, row) for row in changed)
+
+    def _progress(self, session: Session) -> Progress:
+        channel = session.channel
+        return Progress(
+            session.datapath,
+            channel.confirmed,
+            session.confirmed_at,
+            not session.closed,
+            channel.pending,
+            session.error,
+        )
+
+    # --- Switches ------------------------------------------------------------------------
+
+    def _disconnect_all(self) -> None:
+        """Nobody is connected to a process that has just begun."""
+        with self.store.transaction() as tx:
+            for datapath in tx.all(Datapath):
+                if datapath.connected:
+                    tx.put(datapath.model_copy(update={"connected": False}))
+        self.store.set_progress(
+            Progress(p.datapath, p.revision, p.confirmed_at, False, p.pending, p.error)
+            for p in list(self.store.progress().values())
+        )
+
+    def connect(self, connection: Connection) -> None:
+        """A switch has said who it is, and which ports it has."""
+        datapath = format_dpid(connection.id)
+        earlier = self.sessions.pop(datapath, None)
+        if earlier is not None:
+            earlier.close("the switch has connected again")
+        ports = ports_of(datapath, connection)
+
+        def change(tx: Transaction) -> None:
+            known = tx.get(Datapath, datapath) or Datapath(dpid=datapath)
+            tx.put(known.model_copy(update={"connected": True}))
+            _put_ports(tx, datapath, ports)
+
+        self.write(change)
+        desired = self.compiler.desired.get(datapath, Desired())
+        channel = Channel(desired, self.view.state.revision)
+        session = Session(datapath, connection, channel, self.report)
+        session.audit_at = time.monotonic() + self.settings.southbound.reconcile_s
+        self.sessions[datapath] = session
+        session.start()
+        log.info(
+            "a switch is connected",
+            extra={"datapath": datapath, "address": connection.address, "ports": len(ports)},
+        )
+
+    def disconnect(self, connection: Connection) -> None:
+        """The connection is gone; the switch keeps its rules."""
+        for datapath, session in list(self.sessions.items()):
+            if session.connection is connection:
+                session.end()
+                del self.sessions[datapath]
+                log.warning("a switch is disconnected", extra={"datapath": datapath})
+                self.report()
+                self.write(lambda tx, d=datapath: _mark_disconnected(tx, d))  # type: ignore[misc]
+
+    def ports_changed(self, datapath: str) -> None:
+        """The ports of a connected switch differ from what the store has."""
+        session = self.sessions.get(datapath)
+        if session is not None:
+            ports = ports_of(datapath, session.connection)
+            self.write(lambda tx: _put_ports(tx, datapath, ports))
+
+
+def _mark_disconnected(tx: Transaction, datapath: str) -> None:
+    known = tx.get(Datapath, datapath)
+    if known is not None:
+        tx.put(known.model_copy(update={"connected": False}))
+
+
+def ports_of(datapath: str, connection: Connection) -> dict[int, Port]:
+    """The ports of a switch, by number, as it described them last."""
+    ports = {}
+    for number, desc in list(connection.ports.items()):
+        if number > MAX_PORT:
+            continue
+        up = not (desc.config & PORT_DOWN or desc.state & LINK_DOWN)
+        speed = max((p.curr_speed for p in desc.properties if hasattr(p, "curr_speed")), default=0)
+        name = desc.name.decode("utf-8", "replace").rstrip("\0")
+        ports[number] = Port(datapath=datapath, number=number, name=name, up=up, speed=speed * 1000)
+    return ports
+
+
+def _put_ports(tx: Transaction, datapath: str, ports: dict[int, Port]) -> None:
+    """Make the store's ports of a datapath those given, and take down the links of ports
+    that are down or gone: at both ends, for the other one may not have noticed yet."""
+    for known in tx.where(Port, datapath=datapath):
+        if known.number not in ports:
+            tx.delete(Port, known.key)
+    for port in ports.values():
+        tx.put(port)
+    for link in tx.all(Link):
+        for dpid, number in ((link.datapath, link.port), (link.to_datapath, link.to_port)):
+            if dpid == datapath and link.up:
+                port_now = ports.get(number)
+                if port_now is None or not port_now.up:
+                    tx.put(link.model_copy(update={"up": False}))
+                    break

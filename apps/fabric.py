@@ -1,0 +1,126 @@
+"""The app that keeps every switch as it is to be: connections, replies, ports, audits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from apps.context import Southbound
+from apps.framework import (
+    DEAD,
+    HANDSHAKE,
+    MAIN,
+    VERSION,
+    App,
+    HelloEvent,
+    PortEvent,
+    ReplyEvent,
+    StateEvent,
+    hub,
+    on,
+    spawn,
+)
+from controller.model.addresses import format_dpid
+from controller.model.nouns import Migration, Phase
+from controller.observe.migrations import advance
+from controller.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+
+
+class Fabric(App):
+    """Connections in, entries out."""
+
+    _CONTEXTS = {"southbound": Southbound}  # noqa: RUF012 - the framework's own name and form
+
+    def __init__(self, *args: Any, southbound: Southbound, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.southbound = southbound
+        self._changed_ports: set[str] = set()
+        self._ports_changed = hub.Event()
+        #: Revision at which each migration was seen to be activated.
+        self._activated: dict[str, int] = {}
+        spawn(southbound.forever, self._tick)
+        spawn(southbound.forever, self._follow_ports)
+
+    @on(HelloEvent, HANDSHAKE)
+    def hello(self, event: Any) -> None:
+        """Say what is wrong with a switch that cannot speak our version; the framework then
+        ends the connection."""
+        message = event.msg
+        offered = {v for e in getattr(message, "elements", ()) for v in e.versions}
+        if VERSION not in (offered or range(message.version + 1)):
+            log.error(
+                "a switch does not speak OpenFlow 1.5 and cannot be used: allow it, on Open "
+                "vSwitch by `ovs-vsctl set bridge BRIDGE protocols=OpenFlow15`",
+                extra={
+                    "address": message.datapath.address,
+                    "offered": sorted(offered) or [message.version],
+                },
+            )
+
+    @on(StateEvent, MAIN, DEAD)
+    def state_changed(self, event: Any) -> None:
+        """A switch has come or gone."""
+        if event.state == MAIN:
+            self.southbound.connect(event.datapath)
+        else:
+            self.southbound.disconnect(event.datapath)
+
+    @on(ReplyEvent, MAIN)
+    def replied(self, event: Any) -> None:
+        """A switch answered, or complains."""
+        message = event.msg
+        session = self.southbound.sessions.get(format_dpid(message.datapath.id))
+        if session is not None and session.connection is message.datapath:
+            session.received(message.kind, message.data)
+
+    @on(PortEvent, MAIN)
+    def port_changed(self, event: Any) -> None:
+        """A port came, went, or changed its state."""
+        self._changed_ports.add(format_dpid(event.datapath.id))
+        self._ports_changed.set()
+
+    def _follow_ports(self) -> None:
+        """Ports often come in dozens: each turn takes what has gathered by then."""
+        self._ports_changed.wait()
+        self._ports_changed.clear()
+        gathered, self._changed_ports = self._changed_ports, set()
+        for datapath in sorted(gathered):
+            self.southbound.ports_changed(datapath)
+
+    def _tick(self) -> None:
+        hub.sleep(TICK_S)
+        now = time.monotonic()
+        for session in list(self.southbound.sessions.values()):
+            deadline = session.channel.deadline()
+            if deadline is not None and now > deadline:
+                session.close("it did not answer in time")
+            elif now >= session.audit_at:
+                session.audit_at = now + self.southbound.settings.southbound.reconcile_s
+                session.audit()
+        for migration in list(self.southbound.view.moving.values()):
+            self._advance(migration)
+
+    def _advance(self, migration: Migration) -> None:
+        """Let a migration go on by time. Its source is not drained before every switch that
+        is connected has confirmed that it sends to the target."""
+        settings = self.southbound.settings.migration
+        view = self.southbound.view
+        if migration.phase is Phase.ACTIVATED:
+            flipped = self._activated.setdefault(migration.id, view.state.revision)
+            if any(s.channel.confirmed < flipped for s in self.southbound.sessions.values()):
+                return
+        later = advance(migration, time.time(), settings.drain_s, settings.grace_s)
+        if later is migration:
+            return
+
+        def change(tx: Transaction) -> None:
+            if tx.get(Migration, migration.id) == migration:
+                tx.put(later)
+
+        self.southbound.write(change)
+        self._activated.pop(migration.id, None)

@@ -1,0 +1,167 @@
+"""One connected switch: its channel, and the greenthread that sends to it.
+
+Every switch has a sender of its own, so one that reads slowly holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from apps.framework import Connection, hub, spawn
+from controller.act.dataplane.channel import Channel, Drift
+from controller.act.dataplane.compiler import Key
+from controller.act.dataplane.explain import text
+from controller.act.dataplane.openflow import encode
+from controller.act.dataplane.openflow.records import CONTROLLER, Act, Output
+from controller.act.dataplane.openflow.wire import Malformed
+
+log = logging.getLogger(__name__)
+
+#: Packets waiting to be sent out by one switch; what comes on top of them is dropped, as a
+#: full queue of a router would.
+OUTBOX = 500
+
+
+class Session:
+    """From a switch's connection to the end of it."""
+
+    def __init__(
+        self,
+        datapath: str,
+        connection: Connection,
+        channel: Channel,
+        report: Callable[[], None],
+    ) -> None:
+        self.datapath = datapath
+        self.connection = connection
+        self.channel = channel
+        self.closed = False
+        self.confirmed_at = 0.0
+        #: When the next audit is due, by the monotonic clock.
+        self.audit_at = 0.0
+        self._report = report
+        self._wake = hub.Event()
+        self._outbox: deque[bytes] = deque()
+        self._confirmed = -1
+        self._complained: frozenset[object] = frozenset()
+
+    def start(self) -> None:
+        """Read what the switch has, and from then on keep it as it is to be."""
+        spawn(self._work)
+
+    def close(self, why: str) -> None:
+        """Give the connection up; the switch keeps its rules and will connect again."""
+        if not self.closed:
+            log.warning("closing a switch's connection: %s", why, extra={"datapath": self.datapath})
+            self.connection.close()
+        self.end()
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self.closed = True
+        self._wake.set()
+
+    def audit(self) -> None:
+        """Compare what the switch has with what it is to have."""
+        self._send(self.channel.read(time.monotonic()))
+
+    def changed(self, keys: set[Key], revision: int) -> None:
+        """What the switch is to have differs at `keys`, as of `revision`."""
+        self.channel.changed(keys, revision)
+        self._after()
+
+    def received(self, kind: int, data: bytes) -> None:
+        """A message about entries came in."""
+        drifts = self.channel.drifts
+        try:
+            self.channel.received(kind, data)
+        except Malformed as cause:
+            self.close(f"it sent a malformed message: {cause}")
+            return
+        if self.channel.drifts is not drifts:
+            self._tell_drifts(self.channel.drifts)
+        for error in self.channel.complaints:
+            log.error(
+                "a switch reports an error that no change explains: %s",
+                error.name,
+                extra={"datapath": self.datapath, "xid": error.xid},
+            )
+        self.channel.complaints.clear()
+        self._tell_refusals()
+        self._after()
+
+    def packet_out(self, port: int, data: bytes) -> None:
+        """Send a packet out of a port."""
+        self.inject(CONTROLLER, (Output(port),), data)
+
+    def inject(self, in_port: int, actions: tuple[Act, ...], data: bytes) -> None:
+        """Do `actions` to a packet at the switch."""
+        if len(self._outbox) < OUTBOX:
+            self._outbox.append(encode.packet_out(0, in_port, actions, data))
+            self._wake.set()
+
+    @property
+    def error(self) -> str | None:
+        """What the switch refuses to take, in words; None where it takes everything."""
+        refused = list(self.channel.refused.values())
+        if not refused:
+            return None
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        return f"{refused[0].error}: {text(refused[0].key, refused[0].entry)}{more}"
+
+    def _after(self) -> None:
+        if self.channel.confirmed != self._confirmed:
+            self._confirmed = self.channel.confirmed
+            self.confirmed_at = time.time()
+        self._report()
+        if self.channel.wants_to_send:
+            self._wake.set()
+
+    def _work(self) -> None:
+        self.audit()
+        while not self.closed:
+            self._wake.wait()
+            self._wake.clear()
+            while self._outbox and not self.closed:
+                self._send(self._outbox.popleft())
+            if self.closed:
+                return
+            for piece in self.channel.batch(time.monotonic()):
+                self._send(piece)
+                hub.sleep(0)
+
+    def _send(self, data: bytes) -> None:
+        if data and not self.closed and not self.connection.send(data):
+            self.end()
+
+    def _tell_drifts(self, drifts: list[Drift]) -> None:
+        for drift in drifts[:20]:
+            log.warning(
+                "a switch differs from what it is to have; repairing it",
+                extra={
+                    "datapath": self.datapath,
+                    "found": text(drift.key, drift.found) if drift.found else "nothing",
+                    "wanted": text(drift.key, drift.wanted) if drift.wanted else "nothing",
+                },
+            )
+        if drifts:
+            log.warning(
+                "differences found in all", extra={"datapath": self.datapath, "count": len(drifts)}
+            )
+
+    def _tell_refusals(self) -> None:
+        refused = frozenset((r.key, r.error) for r in self.channel.refused.values())
+        for refusal in self.channel.refused.values():
+            if (refusal.key, refusal.error) not in self._complained:
+                log.error(
+                    "a switch refuses an entry: %s",
+                    refusal.error,
+                    extra={
+                        "datapath": self.datapath,
+                        "entry": text(refusal.key, refusal.entry),
+                    },
+                )
+        self._complained = refused

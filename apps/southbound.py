@@ -1,0 +1,59 @@
+"""The southbound process: `python -m apps.southbound`.
+
+It owns the OpenFlow connections, compiles the state of record into rules, keeps the switches
+to them, and answers what the edge cannot answer by itself. Nothing in it forecasts or trains.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+os.environ["OSKEN_HUB_TYPE"] = "eventlet"
+
+import eventlet
+
+eventlet.monkey_patch()
+
+import logging
+
+from apps.context import settings_of_process
+from apps.framework import run
+from controller.logs import configure
+from controller.settings import SettingsError
+from controller.store.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+APPS = ["apps.fabric", "apps.discovery", "apps.services"]
+
+
+def main() -> int:
+    """Serve switches until told to stop; 0 then, 2 where settings or store cannot be used."""
+    try:
+        settings = settings_of_process()
+        configure(settings.log.level, settings.log.format)
+        south = settings.southbound
+        tls = None
+        if south.tls.enabled:
+            south.tls.check("southbound.tls")
+            authority = south.tls.client_ca
+            tls = (
+                str(south.tls.certificate),
+                str(south.tls.key),
+                str(authority) if authority else None,
+            )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        log.info("listening for switches", extra={"host": south.host, "port": south.port})
+        run(APPS, host=south.host, port=south.port, tls=tls)
+    except (SettingsError, StoreError) as error:
+        print(f"pleach southbound: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""One switch, from what it is to have to what it has confirmed: without sockets and clocks.
+
+A channel is told what arrived and what changed, and says what to send. It believes that the
+switch has what it was seen to report and what it has since confirmed, keeps a set of keys
+where that differs from what is wanted, and has at most one batch of changes unanswered. So
+however slow a switch is, what waits for it is bounded by the number of its entries, and a
+change that is overtaken by another is never sent.
+
+    start ─▶ READING ── all descriptions read ──▶ READY ─▶ batch ─▶ barrier ─▶ batch …
+                                                    └── audit, every so often ──┘
+
+A batch is one atomic bundle closed by a barrier. An entry that the switch refuses is set aside
+with its error until something else is wanted there; if the bundle was rolled back because of
+it, the rest is sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+
+from controller.act.dataplane.compiler import (
+    Desired,
+    Entry,
+    FlowKey,
+    GroupKey,
+    Key,
+    MeterKey,
+)
+from controller.act.dataplane.openflow import decode, encode
+from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
+from controller.act.dataplane.openflow.decode import SwitchError
+from controller.act.dataplane.openflow.records import Flow, Group, Meter, ToGroup
+from controller.act.dataplane.openflow.wire import (
+    BARRIER_REPLY,
+    BUNDLE_CONTROL,
+    ERROR,
+    MULTIPART_REPLY,
+)
+
+#: What a switch may have at a key: an entry of our making, or something strange.
+Found = Entry | AlienFlow | AlienGroup | AlienMeter
+
+#: Messages in one bundle. Open vSwitch commits some 60,000 entries a second, and serves no
+#: other bridge meanwhile.
+BATCH = 2_000
+#: Messages between two breaths of the sender.
+CHUNK = 200
+
+
+class Stage(Enum):
+    """How far a channel has come."""
+
+    READING = "reading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An entry that the switch would not take."""
+
+    key: Key
+    entry: Entry | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What an audit found at one key: `found` on the switch where `wanted` was to be."""
+
+    key: object
+    found: Found | None
+    wanted: Entry | None
+
+
+@dataclass(slots=True)
+class _Batch:
+    barrier: int
+    commit: int
+    revision: int | None
+    deadline: float
+    #: What each key becomes if the batch succeeds.
+    outcome: dict[Key, Entry | None] = field(default_factory=dict)
+    #: The key that each message is about.
+    keys: dict[int, Key] = field(default_factory=dict)
+    failed: dict[Key, SwitchError] = field(default_factory=dict)
+    #: Whether the bundle was committed. An entry that is refused when it is put into the
+    #: bundle does not keep Open vSwitch from committing the rest.
+    committed: bool = False
+
+
+@dataclass(slots=True)
+class _Reading:
+    requests: dict[int, int]  # transaction id to kind
+    deadline: float
+    found: dict[Key, Found] = field(default_factory=dict)
+    strange: list[AlienFlow] = field(default_factory=list)
+    #: Keys that a change was under way for meanwhile: what was read of them says nothing.
+    touched: set[Key] = field(default_factory=set)
+
+
+class Channel:
+    """The conversation with one switch, about its entries."""
+
+    def __init__(self, desired: Desired, revision: int, *, timeout_s: float = 15.0) -> None:
+        self.desired = desired
+        self.revision = revision
+        self.timeout_s = timeout_s
+        self.stage = Stage.READING
+        #: What the switch is believed to have.
+        self.installed: dict[Key, Found] = {}
+        self.dirty: set[Key] = set()
+        self.refused: dict[Key, Refusal] = {}
+        #: Newest revision that the switch has confirmed all of.
+        self.confirmed = 0
+        #: What the newest reading found to differ.
+        self.drifts: list[Drift] = []
+        #: Errors that no change of ours explains; whoever reports them empties this.
+        self.complaints: list[SwitchError] = []
+        self._strange: list[AlienFlow] = []
+        self._batch: _Batch | None = None
+        self._reading: _Reading | None = None
+        self._xids = count(1)
+        self._bundles = count(1)
+        self._singly = False
+
+    # --- What is going on ------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Entries that differ from what is wanted, or whose change is not yet confirmed."""
+        waiting = len(self.dirty) + len(self._strange)
+        return waiting + (len(self._batch.outcome) if self._batch else 0)
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `batch` would send something now."""
+        ready = self.stage is Stage.READY and self._batch is None
+        return ready and bool(self.dirty or self._strange)
+
+    def deadline(self) -> float | None:
+        """When the switch is given up on, unless it answers what was asked."""
+        deadlines = [x.deadline for x in (self._batch, self._reading) if x is not None]
+        return min(deadlines, default=None)
+
+    # --- What to send ------------------------------------------------------------------
+
+    def read(self, now: float) -> bytes:
+        """Ask the switch for all that it has; at the start, and as an audit from then on.
+        Nothing to send while an earlier question is open."""
+        if self._reading is not None:
+            return b""
+        flows, groups, meters = (next(self._xids) for _ in range(3))
+        self._reading = _Reading(
+            {flows: 0, groups: 1, meters: 2}, now + self.timeout_s, touched=set(self.dirty)
+        )
+        if self._batch is not None:
+            self._reading.touched.update(self._batch.outcome)
+        return (
+            encode.flow_desc_request(flows)
+            + encode.group_desc_request(groups)
+            + encode.meter_desc_request(meters)
+        )
+
+    def changed(self, keys: set[Key], revision: int) -> None:
+        """`desired` differs at `keys` since `revision`."""
+        self.revision = revision
+        if self.stage is Stage.READY:
+            for key in keys:
+                self.refused.pop(key, None)
+                self._compare(key)
+            self._settle()
+
+    def _compare(self, key: Key) -> None:
+        wanted = self.desired.entries.get(key)
+        if wanted != self._believed(key):
+            refusal = self.refused.get(key)
+            if refusal is None or refusal.entry != wanted:
+                self.dirty.add(key)
+                if self._reading is not None:
+                    self._reading.touched.add(key)
+        else:
+            self.dirty.discard(key)
+
+    def _believed(self, key: Key) -> Found | None:
+        """What the switch will have once it has answered what was sent."""
+        if self._batch is not None and key in self._batch.outcome:
+            return self._batch.outcome[key]
+        return self.installed.get(key)
+
+    def _settle(self) -> None:
+        if self.stage is Stage.READY and not self.pending:
+            self.confirmed = self.revision
+
+    def batch(self, now: float) -> Iterator[bytes]:
+        """The next batch of changes, in pieces; nothing where `wants_to_send` is False."""
+        if not self.wants_to_send:
+            return
+        keys = sorted(self.dirty, key=self._order)[:BATCH]
+        strange, self._strange = self._strange[:BATCH], self._strange[BATCH:]
+        self.dirty.difference_update(keys)
+        complete = not self.dirty and not self._strange
+        bundle, opening = next(self._bundles), next(self._xids)
+        batch = _Batch(0, 0, self.revision if complete else None, now + self.timeout_s)
+        self._batch = batch
+        before, wrapped, behind = self._messages(batch, keys)
+        wrapped[:0] = [encode.delete_alien(next(self._xids), alien) for alien in strange]
+        yield b"".join(before)
+        if self._singly:
+            yield from _chunks(wrapped)
+        elif wrapped:
+            yield encode.bundle_control(opening, bundle, encode.Bundle.OPEN)
+            yield from _chunks([encode.bundle_add(bundle, message) for message in wrapped])
+            batch.commit = next(self._xids)
+            behind.insert(0, encode.bundle_control(batch.commit, bundle, encode.Bundle.COMMIT))
+        batch.barrier = next(self._xids)
+        yield b"".join(behind) + encode.barrier_request(batch.barrier)
+
+    def _order(self, key: Key) -> tuple[int, int]:
+        """What is referred to comes before what refers to it, and goes after it."""
+        wanted = self.desired.entries.get(key)
+        if isinstance(key, FlowKey):
+            return (4 if wanted else 3, key.table)
+        if isinstance(key, MeterKey):
+            return (0 if wanted else 7, 0)
+        if not isinstance(wanted, Group):
+            return (6, 0)
+        chained = any(isinstance(a, ToGroup) for b in wanted.buckets for a in b.actions)
+        return (2 if chained else 1, 0)
+
+    def _messages(
+        self, batch: _Batch, keys: list[Key]
+    ) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Messages before the bundle, in it, and after it: Open vSwitch takes no meters in
+        bundles (ofproto.c, do_bundle_commit)."""
+        before: list[bytes] = []
+        wrapped: list[bytes] = []
+        behind: list[bytes] = []
+        for key in keys:
+            wanted = self.desired.entries.get(key)
+            xid = next(self._xids)
+            message = self._message(xid, key, wanted)
+            batch.outcome[key] = wanted
+            batch.keys[xid] = key
+            if isinstance(key, MeterKey):
+                (before if wanted else behind).append(message)
+            else:
+                wrapped.append(message)
+        return before, wrapped, behind
+
+    def _message(self, xid: int, key: Key, wanted: Entry | None) -> bytes:
+        found = self.installed.get(key)
+        if isinstance(key, GroupKey):
+            if not isinstance(wanted, Group):
+                return encode.group_delete(xid, key.group)
+            change = encode.Change.ADD if found is None else encode.Change.MODIFY
+            return encode.group_mod(xid, change, wanted)
+        if isinstance(key, MeterKey):
+            if not isinstance(wanted, Meter):
+                return encode.meter_delete(xid, key.meter)
+            change = encode.Change.ADD if found is None else encode.Change.MODIFY
+            return encode.meter_mod(xid, change, wanted)
+        if not isinstance(wanted, Flow):
+            return encode.flow_mod(xid, encode.Command.DELETE_STRICT, Flow(*key))
+        # Adding takes the place of an entry at once and keeps its counters; modifying would
+        # do nothing at all where somebody else has removed it.
+        return encode.flow_mod(xid, encode.Command.ADD, wanted)
+
+    # --- What arrived --------------------------------------------------------------------
+
+    def received(self, kind: int, data: bytes) -> None:
+        """One whole message of the switch: an error, a barrier reply, or a part of what was
+        asked for. Raises Malformed where it is none of what it says."""
+        if kind == ERROR:
+            self._error(decode.error(data))
+        elif kind == BARRIER_REPLY:
+            self._barrier(decode.header(data).xid)
+        elif kind == BUNDLE_CONTROL:
+            if self._batch is not None and decode.header(data).xid == self._batch.commit:
+                self._batch.committed = True
+        elif kind == MULTIPART_REPLY:
+            self._description(data)
+
+    def _error(self, error: SwitchError) -> None:
+        batch = self._batch
+        key = batch.keys.get(error.xid) if batch else None
+        if batch is None or (key is None and error.xid != batch.commit):
+            self.complaints.append(error)
+            return
+        if key is not None:
+            batch.failed.setdefault(key, error)
+
+    def _barrier(self, xid: int) -> None:
+        batch = self._batch
+        if batch is None or xid != batch.barrier:
+            return  # of an earlier life of this connection, or not ours
+        self._batch = None
+        rolled_back = bool(batch.commit) and not batch.committed
+        for key, entry in batch.outcome.items():
+            error = batch.failed.get(key)
+            if error is not None:
+                self.refused[key] = Refusal(key, entry, error.name)
+            elif rolled_back and not isinstance(key, MeterKey):
+                pass
+            elif entry is None:
+                self.installed.pop(key, None)
+            else:
+                self.installed[key] = entry
+        for key in batch.outcome:
+            self._compare(key)
+        # A bundle that was refused without a word about which entry is sent one by one.
+        self._singly = rolled_back and not batch.failed
+        if not rolled_back and batch.revision is not None:
+            self.confirmed = max(self.confirmed, batch.revision)
+        self._settle()
+
+    def _description(self, data: bytes) -> None:
+        reading = self._reading
+        if reading is None:
+            return
+        kind = reading.requests.get(decode.header(data).xid)
+        if kind is None:
+            return
+        more = (self._flows, self._groups, self._meters)[kind](reading, data)
+        if not more:
+            del reading.requests[decode.header(data).xid]
+        if not reading.requests:
+            self._reading = None
+            self._read(reading)
+
+    def _flows(self, reading: _Reading, data: bytes) -> bool:
+        reply = decode.flow_descs(data)
+        for installed in reply.items:
+            found = installed.flow
+            if found.match is not None:
+                reading.found[FlowKey(found.table, found.priority, found.match)] = found
+            elif isinstance(found, AlienFlow):
+                reading.strange.append(found)
+        return reply.more
+
+    def _groups(self, reading: _Reading, data: bytes) -> bool:
+        groups = decode.group_descs(data)
+        for group in groups.items:
+            reading.found[GroupKey(group.id)] = group
+        return groups.more
+
+    def _meters(self, reading: _Reading, data: bytes) -> bool:
+        meters = decode.meter_descs(data)
+        for meter in meters.items:
+            reading.found[MeterKey(meter.id)] = meter
+        return meters.more
+
+    def _read(self, reading: _Reading) -> None:
+        """All that was asked for is here: compare it with what is wanted."""
+        first = self.stage is Stage.READING
+        self.stage = Stage.READY
+        self.drifts = []
+        wanted = self.desired.entries
+        self._strange = list(reading.strange)
+        self.drifts += [Drift(alien.place, alien, None) for alien in reading.strange]
+        for key in {*reading.found, *wanted, *self.installed}:
+            if not first and key in reading.touched:
+                continue
+            found = reading.found.get(key)
+            if found is None:
+                self.installed.pop(key, None)
+            else:
+                self.installed[key] = found
+            if found != wanted.get(key):
+                self.drifts.append(Drift(key, found, wanted.get(key)))
+                self.refused.pop(key, None)
+                self.dirty.add(key)
+        self._settle()
+
+
+def _chunks(messages: list[bytes]) -> Iterator[bytes]:
+    for start in range(0, len(messages), CHUNK):
+        yield b"".join(messages[start : start + CHUNK])
