@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from contextlib import suppress
 
 from controller.model.nouns import Port
 from controller.model.state import Change, State
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the store where no bell rings: a lost ring loses nothing.
 SAFETY_POLL_S = 1.0
+#: Seconds for which rings are gathered while nobody waits for what they tell of: to follow
+#: every commit at once would take the processor from the commits.
+GATHER_S = 0.05
 _LIMIT = 5_000
 
 
@@ -34,6 +38,8 @@ class Replica:
         self._lock = asyncio.Lock()
         self._poked = asyncio.Event()
         self._changed = asyncio.Event()
+        self._waiters = 0
+        self._waited_for = asyncio.Event()
         self._bell: Bell | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -79,11 +85,12 @@ class Replica:
     async def changed(self, timeout_s: float) -> None:
         """Return at the next look at the store, or after `timeout_s` seconds."""
         event = self._changed
+        self._waiters += 1
+        self._waited_for.set()
         try:
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        except TimeoutError:
-            return
+            await _within(timeout_s, event)
+        finally:
+            self._waiters -= 1
 
     async def _look(self) -> None:
         more = True
@@ -125,14 +132,21 @@ class Replica:
 
     async def _follow(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(SAFETY_POLL_S):
-                    await self._poked.wait()
-            except TimeoutError:
-                pass  # no ring: look all the same
+            # Where no ring comes, look all the same.
+            await _within(SAFETY_POLL_S, self._poked)
+            if not self._waiters:
+                self._waited_for.clear()
+                await _within(GATHER_S, self._waited_for)
             self._poked.clear()
             try:
                 await self.refresh()
             except StoreError as error:
                 log.error("the store cannot be read", extra={"cause": str(error)})
                 await asyncio.sleep(SAFETY_POLL_S)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for `event`, at most for so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
