@@ -213,3 +213,25 @@ class Ready(Reply):
     revision: int
     datapaths: int
     connected: int
+
+
+class ExplainedRule(Reply):
+    """One flow entry that the state of record asks for, and why it is there."""
+
+    datapath: str
+    table: str
+    priority: int
+    match: str
+    actions: str
+    owner: str
+    reason: str
+    cookie: str
+
+
+class Explained(Reply):
+    """Flow entries in the order in which a packet meets them; `total` counts those left off
+    too."""
+
+    revision: int
+    total: int
+    items: tuple[ExplainedRule, ...]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from controller.api import RESOURCES, Fault, Page
-from controller.model.addresses import parse_dpid
+from controller.model.addresses import format_dpid, parse_dpid
 from controller.model.nouns import Datapath, Host, Link, Migration, Placement, Port, Record, Vm
 from controller.model.state import State
 from controller.northbound.brain import Brain, parsed, principal, reply, shown, validated, written
@@ -271,7 +271,7 @@ def _add_forgetting(routes: APIRouter, brain: Brain) -> None:
         """Forget a decommissioned switch with its ports and links; refused while it is
         connected or a host is attached to it."""
         try:
-            key = f"{parse_dpid(dpid):016x}"
+            key = format_dpid(parse_dpid(dpid))
         except ValueError as error:
             raise Problem(INVALID, str(error), "Write 16 hex digits.") from None
         actor = principal(request).name

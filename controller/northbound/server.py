@@ -22,9 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from controller import __version__, logs
-from controller.api import Fault, NewToken, Tokens, TokenSecret
+from controller.api import Explained, Fault, NewToken, Tokens, TokenSecret
 from controller.northbound import (
     event_routes,
+    explain_routes,
     reading_routes,
     record_routes,
     token_routes,
@@ -65,8 +66,14 @@ def application(brain: Brain) -> Gate:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.documented = [*reading_routes.MODELS, NewToken, Tokens, TokenSecret]
-    for routes in (event_routes, record_routes, reading_routes, token_routes):
+    app.state.documented = [*reading_routes.MODELS, Explained, NewToken, Tokens, TokenSecret]
+    for routes in (
+        event_routes,
+        record_routes,
+        reading_routes,
+        explain_routes,
+        token_routes,
+    ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     for kind in (Problem, Refused, StoreError):

@@ -1,0 +1,413 @@
+"""How does a program talk to Pleach? A typed, synchronous client of its REST interface.
+
+    with Client("http://127.0.0.1:8640", token) as pleach:
+        pleach.put(Tenant(id="acme"))
+        told = pleach.place("web-1", "hv1", ["vnet7"])
+        pleach.vm("web-1", wait=True, revision=told.revision)
+
+Calls that may be repeated safely are: reads, PUT, DELETE, and events (by their id).
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from controller.api import (
+    CLOUDEVENT,
+    CLOUDEVENTS,
+    JSON,
+    RESOURCES,
+    BatchReply,
+    Changes,
+    EventReply,
+    Explained,
+    Fault,
+    Health,
+    NewToken,
+    ProblemBody,
+    Ready,
+    TokenInfo,
+    Tokens,
+    TokenSecret,
+    Topology,
+    VmStatus,
+)
+from controller.model.nouns import Migration, Nic, Placement, Record
+
+R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=BaseModel)
+
+_PATHS: dict[type[Record], str] = {
+    **{cls: path for path, cls in RESOURCES.items()},
+    Placement: "placements",
+    Migration: "migrations",
+}
+_RETRY_STATUS = frozenset({429, 503})
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+
+
+class Problem(Exception):  # noqa: N818 - the name that RFC 9457 gives it
+    """What the server refused, or that it cannot be reached (`status` 0)."""
+
+    def __init__(self, body: ProblemBody) -> None:
+        super().__init__(f"{body.detail}: {body.mend}" if body.mend else body.detail)
+        self.body = body
+
+    @property
+    def type(self) -> str:
+        """The stable name of the kind of problem, such as "duplicate"."""
+        return self.body.type.rpartition(":")[2]
+
+    @property
+    def status(self) -> int:
+        """The HTTP status; 0 where there was no answer."""
+        return self.body.status
+
+    @property
+    def detail(self) -> str:
+        """What was wrong."""
+        return self.body.detail
+
+    @property
+    def mend(self) -> str:
+        """What to do."""
+        return self.body.mend
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Each fault of the request's body, with its place."""
+        return self.body.faults
+
+
+class Client:
+    """A connection to one server. To be used by one thread at a time.
+
+    `ca` is a file of certificates to trust beside the system's; `certificate` is this
+    client's own (certificate, key). `timeout_s` bounds one attempt, `attempts` their number.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca: Path | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        timeout_s: float = 30.0,
+        attempts: int = 4,
+    ) -> None:
+        context: ssl.SSLContext | bool = True
+        if url.startswith("https:"):
+            context = ssl.create_default_context()
+            if ca is not None:
+                context.load_verify_locations(ca)
+            if certificate is not None:
+                context.load_cert_chain(*certificate)
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            verify=context,
+            trust_env=False,
+        )
+        self._url = url
+        self._attempts = attempts
+        self._source = f"/pleach-client/{socket.gethostname()}"
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Records. Every method raises Problem.
+
+    def put(self, record: R) -> R:
+        """Make `record`, or replace it; returns it as stored."""
+        path = f"/v1/{_PATHS[type(record)]}/{record.key}"
+        return self._parse(type(record), self._call("PUT", path, body=record))
+
+    def create(self, record: R) -> R:
+        """Make `record`; a Problem where its id is taken."""
+        answer = self._call("POST", f"/v1/{_PATHS[type(record)]}", body=record, again=False)
+        return self._parse(type(record), answer)
+
+    def get(self, cls: type[R], key: str) -> R:
+        """One record (a VM's definition alone; `vm` tells more)."""
+        answer = self._call("GET", f"/v1/{_PATHS[cls]}/{key}")
+        if _PATHS[cls] == "vms":
+            vm = self._parse(VmStatus, answer).vm
+            assert isinstance(vm, cls)
+            return vm
+        return self._parse(cls, answer)
+
+    def list(self, cls: type[R], **filters: str) -> Iterator[R]:
+        """All records of a kind by key, read page by page; filters: tenant, subnet, host, vm."""
+        after = ""
+        while True:
+            query = {"limit": "500", "after": after, **filters}
+            page = self._call("GET", f"/v1/{_PATHS[cls]}", query=query).json()
+            yield from TypeAdapter(list[cls]).validate_python(page["items"])  # type: ignore[valid-type]
+            if page["next"] is None:
+                return
+            after = page["next"]
+
+    def delete(self, cls: type[Record], key: str, *, force: bool = False) -> None:
+        """Remove a record; `force` for a VM that is placed."""
+        query = {"force": "true"} if force else {}
+        self._call("DELETE", f"/v1/{_PATHS[cls]}/{key}", query=query)
+
+    # VMs
+
+    def vm(
+        self,
+        key: str,
+        *,
+        wait: bool = False,
+        revision: int | None = None,
+        timeout_s: float | None = None,
+    ) -> VmStatus:
+        """A VM and its status; with `wait`, once the switches have confirmed `revision`
+        (else the newest), or a Problem that tells what they lacked."""
+        query: dict[str, str] = {"wait": "applied"} if wait else {}
+        if revision is not None:
+            query["revision"] = str(revision)
+        if timeout_s is not None:
+            query["timeout"] = str(timeout_s)
+        return self._parse(VmStatus, self._call("GET", f"/v1/vms/{key}", query=query))
+
+    def place(self, vm: str, host: str, ports: Sequence[str]) -> EventReply:
+        """Tell that the VM runs at `host`, its NICs in order at `ports`."""
+        return self.tell("vm.placed", vm=vm, host=host, ports=[*ports])
+
+    def update(
+        self,
+        vm: str,
+        *,
+        nics: Iterable[Nic] | None = None,
+        groups: Iterable[str] | None = None,
+        ports: Iterable[str] | None = None,
+    ) -> EventReply:
+        """Tell new NICs, groups or ports; what is None stays."""
+        data: dict[str, object] = {"vm": vm}
+        if nics is not None:
+            data["nics"] = [nic.model_dump(mode="json", exclude_none=True) for nic in nics]
+        if groups is not None:
+            data["groups"] = [*groups]
+        if ports is not None:
+            data["ports"] = [*ports]
+        return self.tell("vm.updated", **data)
+
+    def remove(self, vm: str, host: str) -> EventReply:
+        """Tell that the VM runs at `host` no more."""
+        return self.tell("vm.removed", vm=vm, host=host)
+
+    def start_migration(
+        self, migration: str, vm: str, source: str, target: str, ports: Sequence[str]
+    ) -> EventReply:
+        """Tell that the VM begins to move to `target`, where `ports` wait for it."""
+        return self.tell(
+            "vm.migration.started",
+            migration=migration,
+            vm=vm,
+            source=source,
+            target=target,
+            ports=[*ports],
+        )
+
+    def complete_migration(
+        self, migration: str, vm: str, target: str | None = None, ports: Sequence[str] | None = None
+    ) -> EventReply:
+        """Tell that the VM runs at the target."""
+        data: dict[str, object] = {"migration": migration, "vm": vm}
+        if target is not None and ports is not None:
+            data.update(target=target, ports=[*ports])
+        return self.tell("vm.migration.completed", **data)
+
+    def fail_migration(self, migration: str, vm: str, reason: str = "") -> EventReply:
+        """Tell that the VM stays where it was."""
+        return self.tell("vm.migration.failed", migration=migration, vm=vm, reason=reason)
+
+    # Events
+
+    def event(self, kind: str, data: Mapping[str, object]) -> dict[str, object]:
+        """A CloudEvent that happened now, with an id of its own."""
+        return {
+            "specversion": "1.0",
+            "id": str(uuid.uuid4()),
+            "source": self._source,
+            "type": kind,
+            "time": datetime.now(UTC).isoformat(),
+            "datacontenttype": JSON,
+            "data": {**data},
+        }
+
+    def tell(self, kind: str, **data: object) -> EventReply:
+        """Send one event that happened now, such as `tell("host.draining", host="hv1")`."""
+        return self.send(self.event(kind, data))
+
+    def send(self, event: Mapping[str, object]) -> EventReply:
+        """Send one CloudEvent as it is."""
+        answer = self._call("POST", "/v1/events", body=event, media=CLOUDEVENT)
+        return self._parse(EventReply, answer)
+
+    def send_batch(self, events: Iterable[Mapping[str, object]]) -> BatchReply:
+        """Send CloudEvents together; the reply has a result for each, a problem too."""
+        answer = self._call("POST", "/v1/events", body=[*events], media=CLOUDEVENTS)
+        return self._parse(BatchReply, answer)
+
+    # The rest
+
+    def topology(self) -> Topology:
+        """Datapaths, ports, links, hosts, and how far each datapath is."""
+        return self._parse(Topology, self._call("GET", "/v1/topology"))
+
+    def forget_datapath(self, dpid: str) -> None:
+        """Forget a decommissioned switch."""
+        self._call("DELETE", f"/v1/datapaths/{dpid}")
+
+    def changes(self, after: int, *, limit: int = 1_000, timeout_s: float | None = None) -> Changes:
+        """Changes after a revision, waiting for one; a Problem of type "compacted" where
+        they are not kept any more."""
+        query = {"after": str(after), "limit": str(limit)}
+        if timeout_s is not None:
+            query["timeout"] = str(timeout_s)
+        return self._parse(Changes, self._call("GET", "/v1/changes", query=query))
+
+    def explain(
+        self, *, vm: str | None = None, datapath: str | None = None, cookie: str | None = None
+    ) -> Explained:
+        """The flow entries for a VM, at a datapath, or with a cookie, and why they are there."""
+        given = {"vm": vm, "datapath": datapath, "cookie": cookie, "limit": "100000"}
+        query = {name: value for name, value in given.items() if value is not None}
+        return self._parse(Explained, self._call("GET", "/v1/explain", query=query))
+
+    def tokens(self) -> tuple[TokenInfo, ...]:
+        """All tokens, without their secrets."""
+        return self._parse(Tokens, self._call("GET", "/v1/tokens")).items
+
+    def create_token(self, token: NewToken) -> TokenSecret:
+        """Make a token; its secret is told this once."""
+        return self._parse(TokenSecret, self._call("POST", "/v1/tokens", body=token, again=False))
+
+    def revoke_token(self, name: str) -> None:
+        """Revoke a token."""
+        self._call("DELETE", f"/v1/tokens/{name}")
+
+    def health(self) -> Health:
+        """Whether the server answers; needs no token."""
+        return self._parse(Health, self._call("GET", "/v1/health"))
+
+    def ready(self) -> Ready:
+        """Whether the store can be read, and how many datapaths are connected."""
+        return self._parse(Ready, self._call("GET", "/v1/ready"))
+
+    # How a call is made
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        media: str = JSON,
+        again: bool = True,
+    ) -> httpx.Response:
+        """One call, repeated where it failed on the way or was put off; `again` is whether
+        it may be repeated once it may have had its effect."""
+        headers = {"content-type": media} if body is not None else {}
+        content = None
+        if isinstance(body, BaseModel):
+            content = body.model_dump_json(exclude={"number"})
+        elif body is not None:
+            content = TypeAdapter(Any).dump_json(body).decode()
+        pause = _FIRST_PAUSE_S
+        for left in reversed(range(self._attempts)):
+            try:
+                answer = self._http.request(
+                    method, path, params=query, content=content, headers=headers
+                )
+            except httpx.TransportError as error:
+                lost = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if left == 0 or (lost and not again):
+                    raise self._unreachable(error) from error
+            else:
+                if answer.is_success:
+                    return answer
+                repeated = left < self._attempts - 1
+                if method == "DELETE" and answer.status_code == 404 and repeated:
+                    return answer  # the attempt before had its effect, and its reply was lost
+                if left == 0 or not again or answer.status_code not in _RETRY_STATUS:
+                    raise _problem(answer)
+                pause = max(pause, _retry_after(answer))
+            time.sleep(min(pause, _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2))  # noqa: S311
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    def _unreachable(self, error: Exception) -> Problem:
+        return Problem(
+            ProblemBody(
+                type="urn:pleach:problem:unreachable",
+                title="The server cannot be reached",
+                status=0,
+                detail=f"{self._url}: {error or type(error).__name__}",
+                mend="See that the brain runs (`pleach brain`) and that the URL is right.",
+            )
+        )
+
+    def _parse(self, model: type[M], answer: httpx.Response) -> M:
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise Problem(
+                ProblemBody(
+                    type="urn:pleach:problem:not-understood",
+                    title="The reply is not understood",
+                    status=answer.status_code,
+                    detail=f"{answer.url}: {error.errors()[0]['msg']}",
+                    mend="See that the URL is that of a Pleach of the same version.",
+                )
+            ) from error
+
+
+def _problem(answer: httpx.Response) -> Problem:
+    try:
+        return Problem(ProblemBody.model_validate_json(answer.content))
+    except ValidationError:
+        return Problem(
+            ProblemBody(
+                type="about:blank",
+                title=answer.reason_phrase,
+                status=answer.status_code,
+                detail=f"{answer.url} answered {answer.status_code} {answer.text[:200]}",
+                mend="See that the URL is that of a Pleach.",
+            )
+        )
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    value = answer.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0

@@ -1,0 +1,1 @@
+"""The commands of `pleach`, a module for each group."""
