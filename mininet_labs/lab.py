@@ -76,7 +76,10 @@ class Lab:
             raise
 
     def _build(self) -> None:
-        netns.create(WIRES)
+        try:
+            netns.create(WIRES)
+        except FileExistsError as error:
+            raise RuntimeError("a lab runs in this sandbox already: stop it first") from error
         self._stack.callback(netns.remove, WIRES)
         with netns.entered(WIRES):
             # Frames that no guest waits for must not be answered by the hypervisor itself.
@@ -111,19 +114,19 @@ class Lab:
     def _verify(self) -> None:
         """RuntimeError where Open vSwitch refused a bridge or a port (Mininet only prints it)."""
         want = {port for ports in self._ports.values() for port, _ in ports} | set(self._ports)
-        found: dict[str, str] = {}
-        columns = self.vsctl(
-            "-f", "csv", "--no-heading", "--columns=name,ofport", "list", "Interface"
+        bare = ("-f", "csv", "-d", "bare", "--no-heading", "--columns=name,ofport")
+        found = dict(
+            line.split(",", 1) for line in self.vsctl(*bare, "list", "Interface").splitlines()
         )
-        for line in columns.splitlines():
-            name, _, number = line.partition(",")
-            found[name.strip('"')] = number
-        bad = sorted(name for name in want if not found.get(name, "").strip('"').isdigit())
+        bad = sorted(name for name in want if not found.get(name, "").isdigit())
         if bad:
             raise RuntimeError(f"Open vSwitch has not made these ports: {', '.join(bad)}")
 
     def connect_to(self, address: str, port: int) -> None:
-        """Point every switch at the controller there; it tries again at least every second."""
+        """Point every switch at the controller there; it tries again at least every second.
+
+        A switch that had no controller before forgets its flow entries (Open vSwitch does so).
+        """
         words: list[str] = []
         for switch in self._ports:
             words += ["--", "set-controller", switch, f"tcp:{address}:{port}"]

@@ -91,6 +91,15 @@ def call(*command: str) -> str:
     return done.stdout
 
 
+def offloads_off(interface: str) -> None:
+    """Turn TX checksum, TSO, GSO and GRO off on `interface`, in the caller's namespace.
+
+    A userspace datapath forwards frames as they are read: a checksum left to hardware, or a
+    frame of many segments, never arrives. RuntimeError where there is no such interface.
+    """
+    call("ethtool", "-K", interface, *("tx", "off", "tso", "off", "gso", "off", "gro", "off"))
+
+
 def _libc_call(name: str, *arguments: object) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()

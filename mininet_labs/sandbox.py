@@ -35,9 +35,10 @@ _TOOLS = {
     "ovsdb-server": "openvswitch-switch",
     "ovsdb-tool": "openvswitch-common",
     "ovs-vsctl": "openvswitch-switch",
+    "ethtool": "ethtool",
     "ip": "iproute2",
+    "ping": "iputils-ping",
     "tc": "iproute2",
-    "nsenter": "util-linux",
 }
 _DAEMON_TIMEOUT_S = 30
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mininet_labs import netns
-from topologies.mininet_topo import offloads_off
 
 #: The namespace that holds every hub and wire of a lab.
 WIRES = "pleach-wires"
@@ -94,9 +93,9 @@ class LabVm:
             self.name,
         )
         with netns.entered(self.name):
-            offloads_off("eth0")
+            netns.offloads_off("eth0")
         with netns.entered(WIRES):
-            offloads_off(self._hub)
+            netns.offloads_off(self._hub)
         netns.batch("ip", [f"link set {self._hub} up"], WIRES)
         netns.batch("tc", [f"qdisc add dev {self._hub} ingress"], WIRES)
 
@@ -130,9 +129,9 @@ class LabVm:
             ],
         )
         netns.batch("ip", [f"link set {wire} up"], WIRES)
-        offloads_off(port)
+        netns.offloads_off(port)
         with netns.entered(WIRES):
-            offloads_off(wire)
+            netns.offloads_off(wire)
             sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             sender.bind((wire, 0))
         self._wires[port] = _Wire(edge, wire, sender)

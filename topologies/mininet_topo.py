@@ -8,42 +8,22 @@ Under `mn` every hypervisor is a Mininet host on its edge; a lab plugs VMs in it
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
 from pathlib import Path
 from typing import Any
 
 from mininet.link import TCIntf, TCLink
 from mininet.topo import Topo
 
+from topologies import load  # not `validate` by name: mn takes that for its own hook
 from topologies.generate import fat_tree, hybrid, leaf_spine
-from topologies.load import validate
 from topologies.model import CableKind, Fabric
 
 #: Bytes of an IP packet between switches: a VM's 1,500 and labels of 4 bytes with room to spare.
 CABLE_MTU = 1_600
 
-#: Mininet shapes no faster than this; faster tunnels are as fast as the machine allows.
-_SHAPED_BPS = 1_000_000_000
-
-# <linux/sockios.h> and <linux/ethtool.h>: the setters of the offloads.
-_SIOCETHTOOL = 0x8946
-_ETHTOOL_SETTERS = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
-
-
-def offloads_off(interface: str) -> None:
-    """Turn TX checksum, TSO, GSO and GRO off on `interface`, in the caller's namespace.
-
-    A userspace datapath forwards frames as they are read: a checksum left to hardware, or a
-    frame of many segments, never arrives. OSError where there is no such interface.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for command in _ETHTOOL_SETTERS.values():
-            value = ctypes.create_string_buffer(struct.pack("=II", command, 0))
-            request = struct.pack("16sP", interface.encode(), ctypes.addressof(value))
-            fcntl.ioctl(control, _SIOCETHTOOL, request)
+# A userspace datapath forwards frames as they are read: a checksum left to hardware, or a
+# frame of many segments, never arrives.
+_OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 
 
 class FabricIntf(TCIntf):  # type: ignore[misc]  # Mininet has no types
@@ -52,9 +32,22 @@ class FabricIntf(TCIntf):  # type: ignore[misc]  # Mininet has no types
     def config(self, **params: Any) -> Any:
         """Mininet's hook: apply `params`, then what every cable needs."""
         result = super().config(**params, txo=False)
-        offloads_off(self.name)
+        self.cmd("ethtool", "-K", self.name, *_OFFLOADS)
         self.cmd("ip", "link", "set", self.name, "mtu", CABLE_MTU)
         return result
+
+    def bwCmds(self, bw: float | None = None, **_: Any) -> tuple[list[str], str]:  # noqa: N802
+        """Mininet's hook: the `tc` commands for `bw` Mbit/s, and where they end.
+
+        Mininet's own leave the quantum to the kernel, which warns of it above 16 Mbit/s.
+        """
+        if bw is None:
+            return [], " root "
+        shape = f"htb rate {bw:f}Mbit burst 15k quantum {2 * CABLE_MTU}"
+        return [
+            "%s qdisc add dev %s root handle 5:0 htb default 1",
+            f"%s class add dev %s parent 5:0 classid 5:1 {shape}",
+        ], " parent 5:1 "
 
 
 class FabricLink(TCLink):  # type: ignore[misc]
@@ -74,7 +67,7 @@ class FabricTopo(Topo):  # type: ignore[misc]
             self.addSwitch(switch.name, dpid=f"{switch.dpid:016x}")
         ports = dict.fromkeys((switch.name for switch in fabric.switches), 0)
         for cable in fabric.cables:
-            limited = cable.kind is CableKind.TUNNEL and cable.capacity_bps <= _SHAPED_BPS
+            limited = cable.kind is CableKind.TUNNEL
             ports[cable.a] += 1
             ports[cable.b] += 1
             self.addLink(
@@ -123,7 +116,7 @@ class Hybrid(_Generated):
 class FromFile(_Generated):
     """`--topo file,PATH` for a YAML file."""
 
-    make = staticmethod(lambda path: validate(Path(path)))
+    make = staticmethod(lambda path: load.validate(Path(path)))
 
 
 topos = {"leafspine": LeafSpine, "fattree": FatTree, "hybrid": Hybrid, "file": FromFile}
