@@ -204,8 +204,8 @@ class Lab:
         prefix6: int = 64,
         dhcp: bool = False,
     ) -> LabVm:
-        """A guest, plugged in nowhere yet. With `dhcp` it gets no IPv4 address or route of its
-        own. ValueError where the name is taken or an address is none."""
+        """A guest, plugged in nowhere yet. With `dhcp` it has no IPv4 address or route until
+        its `lease` is called. ValueError where the name is taken or an address is none."""
         if name in self.vms:
             raise ValueError(f"there is a guest {name} already")
         vm = LabVm(
@@ -279,3 +279,8 @@ class _LabSwitch(OVSSwitch):  # type: ignore[misc]  # Mininet has no types
         super().__init__(
             name, datapath="user", protocols="OpenFlow15", failMode="secure", **parameters
         )
+
+    @classmethod
+    def isOldOVS(cls) -> bool:  # noqa: N802
+        """Mininet's hook: whether this is Open vSwitch before 1.10, of 2013; Debian 12 has 3.1."""
+        return False

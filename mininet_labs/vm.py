@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
-from mininet_labs import netns
+from mininet_labs import dhcp, netns
 
 #: The namespace that holds every hub and wire of a lab.
 WIRES = "pleach-wires"
@@ -230,6 +230,17 @@ class LabVm:
         """Whether at least one of `count` echo requests, 0.2 s apart, is answered."""
         words = ["ping", "-n", "-q", "-i", "0.2", "-c", str(count), "-W", str(timeout_s)]
         return self.run(*words, str(address), timeout_s=20 + count + timeout_s).returncode == 0
+
+    def lease(self, timeout_s: float = 10.0) -> dhcp.Lease:
+        """Ask for an IPv4 address by DHCP and use what is granted. DhcpError where none is."""
+        with netns.entered(self.name):
+            granted = dhcp.lease("eth0", self.mac, timeout_s)
+        self.ipv4, self.prefix, self.gateway = granted.address, granted.prefix, granted.gateway
+        lines = [f"addr replace {self.ipv4}/{self.prefix} dev eth0"]
+        if self.gateway is not None:
+            lines.append(f"route replace default via {self.gateway}")
+        netns.batch("ip", lines, self.name)
+        return granted
 
     def forget_neighbours(self) -> None:
         """Empty the guest's ARP and neighbour caches."""

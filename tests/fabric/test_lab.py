@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mininet_labs.dhcp import DhcpError
 from mininet_labs.lab import Lab
 from mininet_labs.traffic import Flow, Stream, TrafficError, probe
 from topologies.generate import leaf_spine
@@ -244,6 +247,48 @@ def test_a_move_on_a_learning_switch_is_announced_and_loses_nothing(lab, pair):
     assert "n_packets=3," in counted
     assert learned == [str(new)]
     assert (forth.lost, back.lost) == (0, 0)
+
+
+SERVER = """
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.bind(("0.0.0.0", 67))
+print("on", flush=True)
+while True:
+    q = s.recv(2048)
+    kind = 2 if q[242] == 1 else {kind}
+    a = b"\\x02" + q[1:16] + socket.inet_aton("10.0.0.50") + q[20:236] + q[236:240]
+    o = [(53, bytes([kind])), (54, socket.inet_aton("10.0.0.2")), (51, struct.pack("!I", 600))]
+    o += [(1, b"\\xff\\xff\\xff\\0"), (3, socket.inet_aton("10.0.0.254")), (56, b"none left")]
+    a += b"".join(bytes((c, len(v))) + v for c, v in o) + b"\\xff"
+    s.sendto(a, ("255.255.255.255", 68))
+"""
+
+
+def test_a_guest_takes_its_address_by_dhcp(lab, pair):
+    a, b = pair
+    guest = lab.vm("d", "02:00:00:00:00:0d", None, dhcp=True)
+    guest.plug("leaf1", "tap-d")
+    with pytest.raises(DhcpError, match="no DHCP server answered"):
+        guest.lease(timeout_s=0.2)
+    for kind in ("6", "5"):
+        server = b.popen(
+            *(sys.executable, "-c", SERVER.replace("{kind}", kind)), stdout=subprocess.PIPE
+        )
+        b.run("ip", "route", "add", "255.255.255.255", "dev", "eth0")
+        assert server.stdout.readline() == "on\n"
+        if kind == "6":
+            with pytest.raises(DhcpError, match="refused: none left"):
+                guest.lease()
+        else:
+            granted = guest.lease()
+        server.kill()
+        server.communicate(timeout=10)
+    assert (str(granted.address), granted.prefix, granted.lease_s) == ("10.0.0.50", 24, 600)
+    assert str(granted.gateway) == "10.0.0.254"
+    assert a.ping("10.0.0.50", count=2)
+    lab.remove_vm("d")
 
 
 def test_a_guest_unplugged_is_silent_until_plugged_again(pair):
