@@ -1,0 +1,121 @@
+"""Which port is at the other end of a link? Frames of LLDP (IEEE 802.1AB) that one switch
+sends for the controller and another hands back to it.
+
+A signature says that the frame is the controller's own, so that a VM cannot invent a link.
+It cannot tell a copy from the original: frames must not be sent out of the ports of VMs, nor
+believed where they come in by one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from hashlib import blake2b
+
+from controller.act.dataplane.pipeline import LLDP
+
+#: Nearest bridge: no bridge that follows the standard forwards it.
+DESTINATION = bytes.fromhex("0180c200000e")
+MAX_PORT = 0xFFFFFEFF
+
+_ETHERNET = struct.Struct("!6s6sH")
+_END, _CHASSIS, _PORT, _TTL, _SYSTEM_NAME, _ORGANISATION = 0, 1, 2, 3, 5, 127
+#: Subtype of a chassis id and of a port id that only its owner can read.
+_LOCAL = b"\7"
+_NAME = b"pleach"
+#: A locally administered OUI with "PL" in it, and our only subtype.
+_SIGNATURE = b"\x02PL\x01"
+_PURPOSE = b"pleach lldp\0"
+_DIGEST_BYTES = 16
+
+
+def build(datapath: str, port: int, secret: bytes, *, ttl_s: int) -> bytes:
+    """The frame to send out of `port` of `datapath` (16 hex digits), to be believed for
+    `ttl_s` seconds (1 to 65535). Raises ValueError where one of them is out of its range.
+    """
+    place = _place(datapath, port)
+    if place is None:
+        raise ValueError(
+            f"no LLDP for datapath {datapath!r}, port {port}: give 16 lower-case hex digits "
+            f"and a port from 1 to {MAX_PORT}"
+        )
+    if not 0 < ttl_s < 1 << 16:
+        raise ValueError(f"an LLDP frame cannot live {ttl_s} s: give 1 to 65535")
+    hashed = bytearray(blake2b(place, digest_size=6).digest())
+    # Unicast, locally administered.
+    hashed[0] = hashed[0] & 0xFC | 0x02
+    return (
+        _ETHERNET.pack(DESTINATION, hashed, LLDP)
+        + _tlv(_CHASSIS, _LOCAL + datapath.encode())
+        + _tlv(_PORT, _LOCAL + str(port).encode())
+        + _tlv(_TTL, struct.pack("!H", ttl_s))
+        + _tlv(_SYSTEM_NAME, _NAME)
+        + _tlv(_ORGANISATION, _SIGNATURE + _digest(place, secret))
+        + _tlv(_END, b"")
+    )
+
+
+def parse(frame: bytes, secret: bytes) -> tuple[str, int] | None:
+    """Datapath and port that a frame was built for, or None where `build` did not build it
+    with this secret. Compares signatures in constant time; never raises on `frame`."""
+    if frame[:6] != DESTINATION or frame[12:14] != LLDP.to_bytes(2, "big"):
+        return None
+    tlvs = _tlvs(frame)
+    if tlvs is None:
+        return None
+    kinds, values = zip(*tlvs, strict=True)
+    if kinds != (_CHASSIS, _PORT, _TTL, _SYSTEM_NAME, _ORGANISATION, _END):
+        return None
+    chassis, local, _, name, signed, _ = values
+    if chassis[:1] != _LOCAL or local[:1] != _LOCAL or name != _NAME:
+        return None
+    datapath, port = chassis[1:].decode("latin-1"), _decimal(local[1:])
+    place = None if port is None else _place(datapath, port)
+    if place is None or port is None:
+        return None
+    if not hmac.compare_digest(signed, _SIGNATURE + _digest(place, secret)):
+        return None
+    return datapath, port
+
+
+def _place(datapath: str, port: int) -> bytes | None:
+    """What is signed: 8 bytes of datapath id and 4 of port number."""
+    if len(datapath) != 16 or not set(datapath) <= set("0123456789abcdef"):
+        return None
+    if not 0 < port <= MAX_PORT:
+        return None
+    return struct.pack("!QI", int(datapath, 16), port)
+
+
+def _digest(place: bytes, secret: bytes) -> bytes:
+    """HMAC-SHA256 cut to half its length, as RFC 2104, 5 allows."""
+    return hmac.digest(secret, _PURPOSE + place, "sha256")[:_DIGEST_BYTES]
+
+
+def _decimal(text: bytes) -> int | None:
+    """The number that `build` wrote so: no sign, no leading zero, ten digits at most."""
+    if not (text.isdigit() and len(text) <= 10):
+        return None
+    number = int(text)
+    return number if str(number).encode() == text else None
+
+
+def _tlv(kind: int, value: bytes) -> bytes:
+    return struct.pack("!H", kind << 9 | len(value)) + value
+
+
+def _tlvs(frame: bytes) -> list[tuple[int, bytes]] | None:
+    """Types and values up to the end mark and with it, or None where one is not wholly there.
+    What follows the mark is padding."""
+    found: list[tuple[int, bytes]] = []
+    at = _ETHERNET.size
+    while at + 2 <= len(frame):
+        head = int.from_bytes(frame[at : at + 2], "big")
+        kind, end = head >> 9, at + 2 + (head & 0x1FF)
+        if end > len(frame):
+            return None
+        found.append((kind, frame[at + 2 : end]))
+        if kind == _END:
+            return found
+        at = end
+    return None
