@@ -93,14 +93,15 @@ class Southbound:
         at = self.view.state.revision
         try:
             changes = self.store.changes(at)
-            changed = self.compiler.apply(changes)
+            applied = self.compiler.apply(changes)
         except FeedCompacted:
             log.warning("the feed no longer has what came after revision %d; reading all", at)
-            changed = self.compiler.reload(self.store.snapshot())
+            applied = self.compiler.reload(self.store.snapshot())
         revision = self.view.state.revision
         if revision != at:
             for datapath, session in list(self.sessions.items()):
-                session.changed(changed.get(datapath, set[Key]()), revision)
+                keys = applied.changed.get(datapath, set[Key]())
+                session.changed(keys, revision, applied.zones.get(datapath, set()))
         return revision != at
 
     def write(self, change: Callable[[Transaction], None]) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from apps.framework import Connection, hub, spawn
-from controller.act.dataplane.channel import Channel, Drift
+from controller.act.dataplane.channel import Channel, Drift, Stage
 from controller.act.dataplane.compiler import Key
 from controller.act.dataplane.explain import text
 from controller.act.dataplane.openflow import encode
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 #: Packets waiting to be sent out by one switch; what comes on top of them is dropped, as a
 #: full queue of a router would.
 OUTBOX = 500
+#: Differences that one comparison logs one by one.
+TOLD = 20
 
 
 class Session:
@@ -68,21 +70,22 @@ class Session:
         """Compare what the switch has with what it is to have."""
         self._send(self.channel.read(time.monotonic()))
 
-    def changed(self, keys: set[Key], revision: int) -> None:
-        """What the switch is to have differs at `keys`, as of `revision`."""
-        self.channel.changed(keys, revision)
+    def changed(self, keys: set[Key], revision: int, zones: set[int]) -> None:
+        """What the switch is to have differs at `keys`, as of `revision`; what conntrack knows
+        of `zones` is out of date."""
+        self.channel.changed(keys, revision, zones)
         self._after()
 
     def received(self, kind: int, data: bytes) -> None:
         """A message about entries came in."""
-        drifts = self.channel.drifts
+        drifts, first = self.channel.drifts, self.channel.stage is Stage.READING
         try:
             self.channel.received(kind, data)
         except Malformed as cause:
             self.close(f"it sent a malformed message: {cause}")
             return
         if self.channel.drifts is not drifts:
-            self._tell_drifts(self.channel.drifts)
+            self._tell_drifts(self.channel.drifts, first=first)
         for error in self.channel.complaints:
             log.error(
                 "a switch reports an error that no change explains: %s",
@@ -137,8 +140,11 @@ class Session:
         if data and not self.closed and not self.connection.send(data):
             self.end()
 
-    def _tell_drifts(self, drifts: list[Drift]) -> None:
-        for drift in drifts[:20]:
+    def _tell_drifts(self, drifts: list[Drift], *, first: bool) -> None:
+        """Log what differs; what is merely missing from a switch that has just connected is
+        counted only, for it may be all."""
+        telling = [d for d in drifts if d.found is not None or not first]
+        for drift in telling[:TOLD]:
             log.warning(
                 "a switch differs from what it is to have; repairing it",
                 extra={
@@ -147,9 +153,10 @@ class Session:
                     "wanted": text(drift.key, drift.wanted) if drift.wanted else "nothing",
                 },
             )
-        if drifts:
-            log.warning(
-                "differences found in all", extra={"datapath": self.datapath, "count": len(drifts)}
+        if first or len(telling) > TOLD:
+            log.info(
+                "a switch was compared with what it is to have",
+                extra={"datapath": self.datapath, "differences": len(drifts)},
             )
 
     def _tell_refusals(self) -> None:

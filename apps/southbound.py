@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 
 os.environ["OSKEN_HUB_TYPE"] = "eventlet"
+# That eventlet is in maintenance is known (see ARCHITECTURE.md), and no operator's concern.
+warnings.filterwarnings("ignore", module="eventlet|apps.southbound", category=DeprecationWarning)
+warnings.filterwarnings("ignore", message="(?s).*Eventlet is deprecated")
 
 import eventlet
 

@@ -186,7 +186,7 @@ def test_change_by_change_equals_from_nothing(
         before = {d: dict(x.entries) for d, x in compiler.desired.items()}
         changed = compiler.apply(
             Change(start + i + 1, *step) for i, step in enumerate(steps[start : start + batch])
-        )
+        ).changed
         fresh = FabricView.of(copy.deepcopy(compiler.view.state))
         for datapath in datapaths(fresh):
             expected = compile_all(fresh, datapath).entries

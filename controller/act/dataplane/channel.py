@@ -16,7 +16,7 @@ it, the rest is sent again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -120,6 +120,7 @@ class Channel:
         #: Errors that no change of ours explains; whoever reports them empties this.
         self.complaints: list[SwitchError] = []
         self._strange: list[AlienFlow] = []
+        self._zones: set[int] = set()
         self._batch: _Batch | None = None
         self._reading: _Reading | None = None
         self._xids = count(1)
@@ -131,14 +132,14 @@ class Channel:
     @property
     def pending(self) -> int:
         """Entries that differ from what is wanted, or whose change is not yet confirmed."""
-        waiting = len(self.dirty) + len(self._strange)
+        waiting = len(self.dirty) + len(self._strange) + len(self._zones)
         return waiting + (len(self._batch.outcome) if self._batch else 0)
 
     @property
     def wants_to_send(self) -> bool:
         """Whether `batch` would send something now."""
         ready = self.stage is Stage.READY and self._batch is None
-        return ready and bool(self.dirty or self._strange)
+        return ready and bool(self.dirty or self._strange or self._zones)
 
     def deadline(self) -> float | None:
         """When the switch is given up on, unless it answers what was asked."""
@@ -164,9 +165,11 @@ class Channel:
             + encode.meter_desc_request(meters)
         )
 
-    def changed(self, keys: set[Key], revision: int) -> None:
-        """`desired` differs at `keys` since `revision`."""
+    def changed(self, keys: set[Key], revision: int, zones: Iterable[int] = ()) -> None:
+        """`desired` differs at `keys` since `revision`; before that is put right, the
+        connections in the conntrack `zones` are to be forgotten."""
         self.revision = revision
+        self._zones.update(zones)
         if self.stage is Stage.READY:
             for key in keys:
                 self.refused.pop(key, None)
@@ -206,6 +209,8 @@ class Channel:
         batch = _Batch(0, 0, self.revision if complete else None, now + self.timeout_s)
         self._batch = batch
         before, wrapped, behind = self._messages(batch, keys)
+        before[:0] = [encode.ct_flush_zone(next(self._xids), zone) for zone in self._zones]
+        self._zones.clear()
         wrapped[:0] = [encode.delete_alien(next(self._xids), alien) for alien in strange]
         yield b"".join(before)
         if self._singly:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from controller.act.dataplane.impact import Impact, Unit, datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow, Group, Match, Meter
+from controller.act.dataplane.pipeline import zone
 from controller.act.dataplane.rules.access import access
 from controller.act.dataplane.rules.base import Entries, Rules
 from controller.act.dataplane.rules.subnet import subnet, tenant
@@ -112,6 +113,15 @@ def compile_all(view: FabricView, datapath: str) -> Desired:
     return desired
 
 
+class Applied(NamedTuple):
+    """What changes mean, by datapath: the keys of entries that differ now, and the conntrack
+    zones of ports that a VM was newly plugged into, which are to be forgotten first: what was
+    known there is of another VM, or of the same one in an earlier stay."""
+
+    changed: dict[str, set[Key]]
+    zones: dict[str, set[int]]
+
+
 class Compiler:
     """Keeps what every datapath is to have current."""
 
@@ -119,13 +129,14 @@ class Compiler:
         self.view = FabricView.of(state)
         self.desired = {d: compile_all(self.view, d) for d in datapaths(self.view)}
 
-    def apply(self, changes: Iterable[Change]) -> dict[str, set[Key]]:
-        """Make `changes` true; the keys of entries that differ now, by datapath."""
+    def apply(self, changes: Iterable[Change]) -> Applied:
+        """Make `changes` true, and say what that means for the switches."""
         impact = Impact(self.view)
         for change in changes:
             impact.note(change)
+        zones = self._zones(impact.arrived)
         if impact.everything:
-            return self._rebuild()
+            return Applied(self._rebuild(), zones)
         if impact.topology:
             self.view.reroute()
             impact.add_routed()
@@ -135,12 +146,18 @@ class Compiler:
             keys = desired.refresh(unit, compile_unit(self.view, unit, datapath))
             if keys:
                 changed.setdefault(datapath, set()).update(keys)
-        return changed
+        return Applied(changed, zones)
 
-    def reload(self, state: State) -> dict[str, set[Key]]:
+    def _zones(self, ports: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
+        zones: dict[str, set[int]] = {}
+        for datapath, port in ports:
+            zones.setdefault(datapath, set()).add(zone(self.view.number(datapath), port))
+        return zones
+
+    def reload(self, state: State) -> Applied:
         """Go on from `state`, when the changes that led to it are no longer to be had."""
         self.view = FabricView.of(state)
-        return self._rebuild()
+        return Applied(self._rebuild(), {})
 
     def _rebuild(self) -> dict[str, set[Key]]:
         """Compute everything afresh: for changes in which datapaths there are."""

@@ -70,6 +70,8 @@ class Impact:
     def __init__(self, view: FabricView) -> None:
         self.view = view
         self.spots: set[Spot] = set()
+        #: Ports, by datapath and number, that a VM was newly plugged into.
+        self.arrived: set[tuple[str, int]] = set()
         self.topology = False
         self.everything = False
 
@@ -215,14 +217,14 @@ class _Watch:
         self.key = vm_key
         self.presence: dict[Unit, frozenset[str]] = {}
         self.where: frozenset[str] = frozenset()
-        self.ports: frozenset[tuple[str, int]] = frozenset()
+        self.ports: list[frozenset[tuple[str, int]]] = []
 
     def _look(self) -> dict[Unit, frozenset[str]]:
         """Mark what depends on the VM as it is now; where its tenant and subnets are."""
         view, spots = self.impact.view, self.impact.spots
         places = view.places.get(self.key, ())
         self.where |= {p.datapath for p in places}
-        self.ports ^= {(p.datapath, p.port) for p in places if p.port}
+        self.ports.append(frozenset((p.datapath, p.port) for p in places if p.port))
         spots.update((p.datapath, Unit("subnet", p.nic.subnet)) for p in places)
         machine = view.state.vms.get(self.key)
         if machine is None:
@@ -248,7 +250,9 @@ class _Watch:
             else:
                 differ = self.where
             self._appeared(unit, differ)
-        for datapath, port in self.ports:
+        before, after = self.ports
+        self.impact.arrived |= after - before
+        for datapath, port in before ^ after:
             if f"{datapath}:{port}" in self.impact.view.state.links:
                 self.impact.spots.add((datapath, Unit("paths")))
 

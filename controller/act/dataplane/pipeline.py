@@ -3,10 +3,12 @@ registers, what a label says, and who owns a rule.
 
     VM port ─▶ classify ─▶ port_security ─▶ answer ─▶ conntrack ─▶ access_out ─▶ commit_out
                   │                            │                                   │
-               uplink                   flood groups                      locate ─▶ path ─▶ uplink
-                  │                                                                  │ local
-                  └──▶ label ─▶ deliver ─▶ access_in ─▶ commit_in ─▶ output ◀────────┘
-                         └─▶ uplink (a core switch has only classify and label)
+               uplink                     flood groups                locate ◀─────┘
+                  │                                            remote │   │ local
+                  │                                   uplink ◀─ path ◀┘   │
+                  └─▶ label ─▶ deliver ◀──────────────────────────────────┘
+                        │         └─▶ access_in ─▶ commit_in ─▶ output ─▶ VM port
+                        └─▶ uplink (a core switch has only classify and label)
 
 Tables are declared in the order in which packets may visit them, because `goto_table` only
 leads forward (OpenFlow 1.5.1, 5.5). A table that no room fills yet is not provisioned.
@@ -60,7 +62,7 @@ class Table:
 EGRESS = f.REG[0]  # number of the datapath that the packet leaves the fabric at
 TENANT = f.REG[1]  # number of the tenant
 SUBNET = f.REG[2]  # number of the subnet that the packet came from
-ZONE = f.REG[3]  # conntrack zone of the tenant on this datapath
+ZONE = f.REG[3]  # conntrack zone of the local VM that is being dealt with
 
 _L2 = frozenset({f.IN_PORT, f.ETH_SRC, f.ETH_DST, f.ETH_TYPE})
 _L3 = frozenset({f.IPV4_SRC, f.IPV4_DST, f.IPV6_SRC, f.IPV6_DST, f.IP_PROTO, f.IP_TTL})
@@ -127,7 +129,7 @@ TABLES: dict[TableId, Table] = {
             _T.ACCESS_OUT,
             "may the source VM send this?",
             _ACCESS,
-            _T.COMMIT_OUT,
+            *(_T.COMMIT_OUT, _T.BANDWIDTH, _T.LOCATE),
             grows="members + access rules of the tenants present",
         ),
         _table(
@@ -149,7 +151,7 @@ TABLES: dict[TableId, Table] = {
             _T.LOCATE,
             "at which edge is the destination?",
             frozenset({f.ETH_TYPE, f.ETH_DST, f.IPV4_DST, f.IPV6_DST, TENANT, SUBNET}),
-            *(_T.PATH, _T.OUTPUT),
+            *(_T.PATH, _T.DELIVER),
             grows="3 x NICs of the tenants present",
         ),
         _table(
@@ -170,14 +172,14 @@ TABLES: dict[TableId, Table] = {
             _T.DELIVER,
             "for which local VM is it?",
             frozenset({f.ETH_TYPE, f.ETH_DST, f.MPLS_LABEL}),
-            _T.ACCESS_IN,
+            *(_T.ACCESS_IN, _T.OUTPUT),
             grows="local NICs + subnets present",
         ),
         _table(
             _T.ACCESS_IN,
             "may the destination VM receive this?",
             _ACCESS,
-            _T.COMMIT_IN,
+            *(_T.COMMIT_IN, _T.OUTPUT),
             grows="members + access rules of the tenants present",
         ),
         _table(
@@ -247,11 +249,12 @@ def subnet_label(subnet: int, payload: Payload) -> int:
     return label
 
 
-def zone(edge: int, tenant: int) -> int:
-    """Conntrack zone of a tenant on a datapath. Datapaths that share one Open vSwitch share
-    its conntrack, so the zone differs between them too; tenants of one datapath never
-    collide, because both numbers stay below 2^16 and only `tenant` varies there."""
-    return (tenant + 1009 * edge) & 0xFFFF
+def zone(edge: int, port: int) -> int:
+    """Conntrack zone of the VM at a port of a datapath: one a port, so that what is known of
+    a VM's connections can be forgotten when it leaves without touching its neighbours'.
+    Datapaths that share one Open vSwitch share its conntrack, so the zone differs between
+    them too; ports of one datapath never collide, because only `port` varies there."""
+    return (port + 1009 * edge) & 0xFFFF
 
 
 # --- Owners and cookies -----------------------------------------------------------------

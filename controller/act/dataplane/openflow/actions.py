@@ -39,13 +39,13 @@ from controller.act.dataplane.openflow.records import (
 from controller.act.dataplane.openflow.wire import (
     INSTRUCTION_APPLY,
     INSTRUCTION_GOTO,
+    NICIRA,
     Malformed,
     fitting,
 )
 
 OUTPUT, PUSH_MPLS, POP_MPLS, GROUP = 0, 19, 20, 22
 DEC_TTL, SET_FIELD, COPY_FIELD, METER, VENDOR_ACTION = 24, 25, 28, 29, 0xFFFF
-NICIRA = 0x2320
 RESUBMIT_TABLE, OUTPUT_REG2, CONJUNCTION, CT, CLONE, CT_CLEAR = 14, 32, 34, 35, 42, 43
 
 #: OFPP_IN_PORT in 16 bits: look up with the port that the packet came in by.

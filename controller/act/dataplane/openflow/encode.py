@@ -39,6 +39,8 @@ from controller.act.dataplane.openflow.wire import (
     BUNDLE,
     BUNDLE_ADD,
     BUNDLE_CONTROL,
+    CT_FLUSH_ZONE,
+    EXPERIMENTER,
     EXPERIMENTER_PROPERTY,
     FLOW_MOD,
     GROUP_MOD,
@@ -54,6 +56,7 @@ from controller.act.dataplane.openflow.wire import (
     MP_PORT_DESC,
     MULTIPART,
     MULTIPART_REQUEST,
+    NICIRA,
     NTR_SELECTION_METHOD,
     NTR_VENDOR,
     PACKET_OUT,
@@ -120,6 +123,7 @@ _PACKET_OUT = struct.Struct(">IHxx")
 _FLOW_DESC_REQUEST = struct.Struct(">BxxxIIxxxxQQ")
 _ID_REQUEST = struct.Struct(">Ixxxx")
 _CONFIG = struct.Struct(">HH")
+_FLUSH_ZONE = struct.Struct(">II6xH")
 _WEIGHT = struct.Struct(">HHHxx")
 _WATCH = struct.Struct(">HHI")
 _SELECT_METHOD_LENGTH = SELECTION_METHOD.size
@@ -290,6 +294,11 @@ def meter_desc_request(xid: int, meter: int = ALL_METERS) -> bytes:
 def port_desc_request(xid: int, port: int = ANY) -> bytes:
     """Ask for one port or all."""
     return _multipart(xid, MP_PORT_DESC, _ID_REQUEST.pack(port))
+
+
+def ct_flush_zone(xid: int, zone: int) -> bytes:
+    """Forget every connection of a conntrack zone (NXT_CT_FLUSH_ZONE, Open vSwitch 2.6)."""
+    return message(EXPERIMENTER, xid, _FLUSH_ZONE.pack(NICIRA, CT_FLUSH_ZONE, zone))
 
 
 def set_config(xid: int, flags: int = 0, miss_send_len: int = 0xFFFF) -> bytes:

@@ -50,6 +50,10 @@ ALL_GROUPS = 0xFFFFFFFC
 ALL_METERS = 0xFFFFFFFF
 ALL_TABLES = 0xFF
 
+#: Open vSwitch's own messages, actions and fields come under this vendor.
+NICIRA = 0x2320
+CT_FLUSH_ZONE = 29
+
 INSTRUCTION_GOTO = 1
 INSTRUCTION_APPLY = 4
 

@@ -114,7 +114,7 @@ def _write(
     if any(not clause for clause in wanted):
         return
     priority = 100 + 2 * rule.priority + (rule.action is Action.DENY) + (_GRACE if graced else 0)
-    goto = after(table) if rule.action is Action.ALLOW else None
+    goto = _next(table, graced=graced) if rule.action is Action.ALLOW else None
     scope: Test = (TENANT, tenant, None)
     if len(wanted) < 2:
         for test in wanted[0] if wanted else [()]:
@@ -127,6 +127,12 @@ def _write(
             place = (table, priority, match(scope, *test))
             sheet.clauses.setdefault(place, {})[conjunction] = rule.id
     sheet.direct[table, priority, match(scope, (f.CONJ_ID, number))] = (goto, rule.id)
+
+
+def _next(table: TableId, *, graced: bool) -> TableId:
+    """The table after; what passes by grace alone is not committed on its way."""
+    commit = after(table)
+    return after(commit) if graced else commit
 
 
 def _network(network: Network, *, source: bool) -> Tests:

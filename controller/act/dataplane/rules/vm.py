@@ -75,7 +75,7 @@ def _plugged(view: FabricView, w: Writer, place: Place) -> Entries:
         do=(
             SetField(TENANT, tenant.number),
             SetField(SUBNET, subnet.number),
-            SetField(ZONE, zone(view.number(place.datapath), tenant.number)),
+            SetField(ZONE, zone(view.number(place.datapath), place.port)),
         ),
         goto=TableId.PORT_SECURITY,
     )
@@ -149,24 +149,25 @@ def ipv6_addresses(nic: Nic) -> Iterator[IPv6Address]:
 def _delivered(view: FabricView, w: Writer, machine: Vm, nic: Nic, here: list[Place]) -> Entries:
     """Delivery of what comes for a local NIC."""
     tenant = view.tenant(machine.tenant)
+    receivers = receiving(view, here)
     if tenant is None:
         return
     mac = (f.ETH_DST, mac_to_int(nic.mac))
-    context = (
+    outputs = tuple(Output(p.port) for p in receivers if p.port)
+    yield w.flow(TableId.OUTPUT, 10, mac, do=outputs)
+    runs = [p.port for p in receivers if p.port and not p.standby]
+    if not runs:
+        # What the VM answers still leaves elsewhere. Connections of which only one side is
+        # seen would be tracked wrongly, and the VM is not here yet to be protected.
+        yield w.flow(TableId.DELIVER, 10, mac, goto=TableId.OUTPUT)
+        return
+    do = (
         SetField(TENANT, tenant.number),
-        SetField(ZONE, zone(view.number(here[0].datapath), tenant.number)),
+        SetField(ZONE, zone(view.number(here[0].datapath), runs[0])),
+        Ct(ZONE, table=TableId.ACCESS_IN),
     )
     for ethertype in (IPV4, IPV6):
-        yield w.flow(
-            TableId.DELIVER,
-            10,
-            (f.ETH_TYPE, ethertype),
-            mac,
-            do=(*context, Ct(ZONE, table=TableId.ACCESS_IN)),
-        )
-    yield w.flow(
-        TableId.OUTPUT, 10, mac, do=tuple(Output(p.port) for p in receiving(view, here) if p.port)
-    )
+        yield w.flow(TableId.DELIVER, 10, (f.ETH_TYPE, ethertype), mac, do=do)
 
 
 def receiving(view: FabricView, here: list[Place]) -> list[Place]:
@@ -214,7 +215,7 @@ def _towards(
 
     def way(target: str) -> tuple[tuple[Act, ...], TableId]:
         if target == datapath:
-            return (), TableId.OUTPUT
+            return (), TableId.DELIVER
         return (SetField(EGRESS, view.number(target)),), TableId.PATH
 
     if len(where) == 1:
