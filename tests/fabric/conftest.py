@@ -1,0 +1,49 @@
+"""One fabric of real switches with Pleach on it for each module that asks for `world`.
+
+A module says in `FABRIC` which fabric it wants, and in `SETTINGS` what is to differ from the
+default settings. What the two processes logged is attached to every failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.model.nouns import Host
+from mininet_labs.deployment import Deployment
+from mininet_labs.lab import Lab
+from mininet_labs.sandbox import work_dir
+from tests.fabric.world import World
+from topologies.generate import leaf_spine
+from topologies.model import Fabric
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A fabric that is connected, whose links are known, and whose hosts are on record."""
+    fabric: Fabric = getattr(request.module, "FABRIC", leaf_spine(2, 2))
+    settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
+    directory = work_dir() / request.module.__name__
+    with Deployment(directory, settings) as deployment:
+        deployment.start()
+        with Lab(fabric, controller=deployment.controller) as lab:
+            here = World(lab, deployment)
+            for host in fabric.hosts:
+                deployment.client.put(Host(id=host.name, datapath=lab.dpid(host.edge)))
+            here.whole()
+            yield here
+    # A loop that failed goes on, so that only the log tells.
+    assert "Traceback" not in deployment.log("southbound")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.failed and isinstance(world, World):
+        for log in sorted(Path(world.deployment.directory).glob("*.log")):
+            report.sections.append((log.name, log.read_text(errors="replace")[-20_000:]))
+    return report
