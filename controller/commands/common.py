@@ -146,6 +146,8 @@ def _cell(value: object) -> str:
             return ""
         case bool():
             return "yes" if value else "no"
+        case dict():
+            return " ".join(f"{name}={_cell(v)}" for name, v in value.items() if _cell(v))
         case tuple() | list():
             return ", ".join(map(_cell, value))
     return "".join(c if c.isprintable() else "?" for c in str(value))

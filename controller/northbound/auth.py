@@ -134,7 +134,8 @@ class Authenticator:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[str, tuple[Token, float]] = OrderedDict()
-        self._failures = Buckets(FAILURES_PER_S, FAILURE_BURST)
+        #: Refuses those who try too many tokens, by address.
+        self.guesses = Buckets(FAILURES_PER_S, FAILURE_BURST)
 
     def forget(self) -> None:
         """Ask the store anew: tokens have changed."""
@@ -169,7 +170,7 @@ class Authenticator:
         return token
 
     def _refusal(self, address: str, detail: str) -> Problem:
-        self._failures.take(address, time.monotonic())
+        self.guesses.take(address, time.monotonic())
         return Problem(
             UNAUTHENTICATED,
             detail,

@@ -44,7 +44,8 @@ class Brain:
         self.writer = Writer(store, self.replica.poke)
         self.auth = Authenticator(store)
         self.stopping = False
-        self._waiters = 0
+        #: Requests that wait for something now.
+        self.waiters = 0
         self._housekeeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -90,17 +91,17 @@ class _Waiting:
     brain: Brain
 
     def __enter__(self) -> None:
-        if self.brain._waiters >= MAX_WAITERS:
+        if self.brain.waiters >= MAX_WAITERS:
             raise Problem(
                 UNAVAILABLE,
                 f"{MAX_WAITERS} requests are waiting already",
                 "Wait for less at once, or follow GET /v1/changes instead.",
                 headers={"retry-after": "1"},
             )
-        self.brain._waiters += 1
+        self.brain.waiters += 1
 
     def __exit__(self, *_: object) -> None:
-        self.brain._waiters -= 1
+        self.brain.waiters -= 1
 
 
 def principal(request: Request) -> Principal:

@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, brain: Brain) -> None:
         super().__init__(config)
-        self._brain = brain
+        self.brain = brain
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.contextmanager
@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
         """End once the requests under way are answered. From any thread."""
         self.should_exit = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._brain.begin_stop)
+            self._loop.call_soon_threadsafe(self.brain.begin_stop)
 
 
 def server(settings: Settings, store: Store) -> Server:
