@@ -115,7 +115,10 @@ async def _take(brain: Brain, message: object, who: Principal) -> EventReply | P
             "reason": answer.reason,
         },
     )
-    warnings = _warnings(brain, event) if answer.outcome in ("applied", "unchanged") else ()
+    if answer.outcome not in ("applied", "unchanged") or not _warnings(brain, event):
+        return answer
+    await brain.replica.refresh()  # so that nothing is warned of that has been mended just now
+    warnings = _warnings(brain, event)
     return answer.model_copy(update={"warnings": warnings}) if warnings else answer
 
 

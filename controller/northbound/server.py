@@ -211,7 +211,11 @@ def listen(settings: Settings, *, plain: bool) -> socket.socket:
             )
         listening = socket.socket(family, kind, proto)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        try:
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         hint = "choose another northbound.port or host, or end what uses it"
         cause = f"cannot be listened at: {error.strerror or error}"

@@ -28,6 +28,8 @@ from northbound_server import (
 from controller import cli
 from controller.client import Client, Problem
 from controller.model.nouns import Tenant, Vm
+from controller.northbound.server import listen
+from controller.settings import SettingsError, load
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -330,14 +332,25 @@ def test_a_wrong_setting_is_told(pleach: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "PLEACH_NORTHBOUND__PROT" in err
 
 
-def test_no_plain_listening_beyond_this_machine(
-    pleach: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PLEACH_NORTHBOUND__HOST", "0.0.0.0")
-    monkeypatch.setenv("PLEACH_NORTHBOUND__PORT", "0")
-    code, _, err = pleach("brain")
-    assert code == 2
-    assert "in the clear" in err
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_no_listening_beyond_this_machine_in_the_clear(host: str, tmp_path: Path) -> None:
+    settings = load(
+        None,
+        {
+            "PLEACH_STATE_DIR": str(tmp_path),
+            "PLEACH_NORTHBOUND__HOST": host,
+            "PLEACH_NORTHBOUND__PORT": "0",
+        },
+    )
+    with pytest.raises(SettingsError, match="in the clear"):
+        listen(settings, plain=False)
+
+
+def test_a_port_in_use_is_told(served: Running) -> None:
+    northbound = served.settings.northbound.model_copy(update={"port": served.port})
+    settings = served.settings.model_copy(update={"northbound": northbound})
+    with pytest.raises(SettingsError, match=f"127.0.0.1:{served.port}: .*cannot be listened at"):
+        listen(settings, plain=False)
 
 
 # Supervision

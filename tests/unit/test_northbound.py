@@ -17,6 +17,7 @@ from controller.model.nouns import AccessRule, Host, Migration, Placement, Subne
 from controller.northbound.auth import OPERATOR_TOKEN_FILE, Buckets
 from controller.northbound.documents import RECORD_EXAMPLES
 from controller.observe.cloudevents import EventType
+from controller.store import StoreBusy, StoreCorrupt, StoreFull
 
 NOW = datetime.now(UTC)
 
@@ -559,6 +560,40 @@ def test_changes_are_audited(served: Running) -> None:
     with other_store(served) as store:
         told = [(entry.actor, entry.action) for entry in store.audit_log(2)]
     assert told == [("operator", "tenant.delete"), ("operator", "tenant.create")]
+
+
+# When the inside fails
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (StoreFull("pleach.db", "no room", "make room"), 507, "store-full"),
+        (StoreBusy("pleach.db", "locked", "try again"), 503, "unavailable"),
+        (StoreCorrupt("pleach.db", "damaged", "restore a backup"), 503, "unavailable"),
+        (RuntimeError("secret of the inside"), 500, "internal"),
+    ],
+)
+def test_a_store_that_fails_is_told_and_nothing_of_the_inside(
+    defined: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    kind: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(defined.server.brain.store, "transaction", fail)
+        answers = [defined.call("PUT", "/v1/tenants/x", {}), place(defined, "vm0", "h1")]
+        batch = [event("vm.placed", vm="vm0", host="h1", ports=["p"])]
+        media = "application/cloudevents-batch+json"
+        results = defined.call("POST", "/v1/events", batch, media=media).body["results"]
+    assert [(answer.status, answer.type) for answer in answers] == [(status, kind)] * 2
+    assert results[0]["status"] == status
+    assert b"secret" not in answers[0].raw
+    assert place(defined, "vm0", "h1", at=1).status == 200  # works again once it can
 
 
 # The document

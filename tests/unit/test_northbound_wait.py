@@ -87,7 +87,6 @@ def test_an_unconnected_edge_is_named(served: Running, south: Store) -> None:
 def test_a_missing_port_is_named_until_it_appears(served: Running, south: Store) -> None:
     connect(south)
     with served.client() as client:
-        client.topology()  # what was just discovered is known to the server now
         told = client.place("vm0", "h1", ["vnet7"])
         assert "port vnet7 is not on datapath" in told.warnings[0]
         confirm(south, told.revision)
