@@ -16,7 +16,7 @@ import typer
 
 from controller import __version__
 from controller.commands import admin, fabric, records, supervise, vm
-from controller.commands.common import PLACE, complain, settings
+from controller.commands.common import PLACE, Failure, complain, settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,12 +55,19 @@ def _version(wanted: bool) -> None:
 def options(
     config: Annotated[Path | None, typer.Option(help="Settings file, YAML.")] = None,
     url: Annotated[str | None, typer.Option(help="Server, such as https://pleach:8640.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="This client's certificate, PEM, where one is asked for.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The key of --certificate, PEM.")] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell it.")
     ] = False,
 ) -> None:
     """What comes before the command."""
+    if (certificate is None) != (key is None):
+        raise Failure("--certificate and --key belong together", "Give both or none.")
     PLACE.config, PLACE.url = config, url
+    PLACE.certificate = (certificate, key) if certificate and key else None
 
 
 @app.command()

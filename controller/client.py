@@ -375,7 +375,8 @@ class Client:
                 title="The server cannot be reached",
                 status=0,
                 detail=f"{self._url}: {error or type(error).__name__}",
-                mend="See that the brain runs (`pleach brain`) and that the URL is right.",
+                mend="See that the brain runs (`pleach brain`), that the URL is right, and "
+                "whether it asks for a client's certificate.",
             )
         )
 

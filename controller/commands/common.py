@@ -62,6 +62,7 @@ class Place:
 
     config: Path | None = None
     url: str | None = None
+    certificate: tuple[Path, Path] | None = None
 
 
 PLACE = Place()
@@ -83,9 +84,13 @@ def client() -> Iterator[Client]:
         url = url or _local_url(local)
         token = token or _local_token(local)
     try:
-        made = Client(url, token, ca=Path(ca) if ca else None)
+        made = Client(url, token, ca=Path(ca) if ca else None, certificate=PLACE.certificate)
     except OSError as error:
-        raise Failure(f"PLEACH_CA {ca}: {error.strerror or error}", "Name a PEM file.") from error
+        files = [ca, *map(str, PLACE.certificate or ())]
+        raise Failure(
+            f"one of {', '.join(filter(None, files))} cannot be used: {error.strerror or error}",
+            "Name PEM files by PLEACH_CA, --certificate and --key.",
+        ) from error
     with made:
         yield made
 
