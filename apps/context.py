@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Greatest number of a port that is no reserved one (OFPP_MAX, OpenFlow 1.5.1, 7.2.1.2).
 MAX_PORT = 0xFFFFFF00
+#: Longest that news of progress is gathered before it is told, in seconds.
+REPORT_S = 0.02
 #: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN).
 PORT_DOWN, LINK_DOWN = 1, 1
 
@@ -118,6 +120,12 @@ class Southbound:
 
     def _report_progress(self) -> None:
         self._report.wait()
+        # What one change means for a dozen switches is told once, when the last has confirmed
+        # it; a switch that takes long holds up the news of the others only this much.
+        until = time.monotonic() + REPORT_S
+        while self._unsettled() and (left := until - time.monotonic()) > 0:
+            self._report.clear()
+            self._report.wait(left)
         self._report.clear()
         rows = {d: self._progress(s) for d, s in list(self.sessions.items())}
         for datapath, last in self._reported.items():
@@ -129,6 +137,10 @@ class Southbound:
         if changed:
             self.store.set_progress(changed)
             self._reported.update((row.datapath, row) for row in changed)
+
+    def _unsettled(self) -> bool:
+        revision = self.view.state.revision
+        return any(s.channel.confirmed < revision for s in self.sessions.values())
 
     def _progress(self, session: Session) -> Progress:
         channel = session.channel

@@ -84,6 +84,9 @@ _DESCRIPTIONS = {
     ofproto_v1_5.OFPMP_METER_DESC,
 }
 
+#: Bytes of one reading from a switch's socket.
+_READ = 1 << 16
+
 
 def _is_ours(kind: int, data: bytes) -> bool:
     if kind == wire.MULTIPART_REPLY:
@@ -115,6 +118,36 @@ def _install_parser() -> None:
     ofproto_parser._MSG_PARSERS[VERSION] = parse
 
 
+class _BufferedSocket:
+    """A socket of which small pieces are read from memory: the framework asks for 8 bytes at
+    a time, and each time would be a turn of the hub."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._buffer = b""
+        self._at = 0
+
+    def recv(self, size: int) -> bytes:
+        if self._at == len(self._buffer):
+            self._buffer = self._socket.recv(_READ)
+            self._at = 0
+        piece = self._buffer[self._at : self._at + size]
+        self._at += len(piece)
+        return piece
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+def _install_reader() -> None:
+    connect = _controller.Datapath.__init__
+
+    def connected(self: Connection, socket: Any, address: object) -> None:
+        connect(self, _BufferedSocket(socket), address)
+
+    _controller.Datapath.__init__ = connected
+
+
 def spawn(function: Callable[..., None], *args: object) -> None:
     """Run a function on a greenthread of its own."""
     hub.spawn(function, *args)
@@ -126,6 +159,7 @@ def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | Non
     `tls` is certificate, key, and the authority that switches' certificates must be from.
     """
     _install_parser()
+    _install_reader()
     arguments = ["--ofp-listen-host", host]
     if tls is None:
         arguments += ["--ofp-tcp-listen-port", str(port)]
@@ -142,7 +176,3 @@ def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | Non
         hub.joinall(services)
     finally:
         manager.close()
-
-
-#: Named so that a reader of the framework's code finds where its controller comes in.
-OpenFlowController = _controller.OpenFlowController

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar, cast
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from controller.model.nouns import Migration, Placement, Record, Vm
@@ -61,6 +61,14 @@ _UNPLUG = delete(schema.plug).where(
     schema.plug.c.host == bindparam("at_host"), schema.plug.c.port == bindparam("at_port")
 )
 _PLUG = insert(schema.plug)
+#: As text, because each engine has a construct of its own for what both write alike.
+_PROGRESS = text(
+    "INSERT INTO progress (datapath, revision, confirmed_at, connected, pending, error) "
+    "VALUES (:datapath, :revision, :confirmed_at, :connected, :pending, :error) "
+    "ON CONFLICT (datapath) DO UPDATE SET revision = excluded.revision, "
+    "confirmed_at = excluded.confirmed_at, connected = excluded.connected, "
+    "pending = excluded.pending, error = excluded.error"
+)
 _SEEN = select(schema.event).where(
     schema.event.c.source == bindparam("source"), schema.event.c.event_id == bindparam("id")
 )
@@ -234,10 +242,8 @@ class Transaction:
         """Replace the progress of the datapaths that `rows` are about."""
         if not rows:
             return
-        table = schema.progress
         newest = {row.datapath: row for row in rows}
-        self._connection.execute(delete(table).where(table.c.datapath.in_(newest)))
-        self._connection.execute(insert(table), [asdict(row) for row in newest.values()])
+        self._connection.execute(_PROGRESS, [asdict(row) for row in newest.values()])
         self.dirty = True
 
     def finish(self) -> None:

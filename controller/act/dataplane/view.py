@@ -53,6 +53,9 @@ class FabricView:
     #: VM to its places, and (datapath, port number) to a place.
     places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
     plugged: dict[tuple[str, int], Place] = field(default_factory=dict)
+    #: (VM, MAC) to the datapaths that packets for that NIC are to be sent to: one, or both
+    #: while the VM moves. After activation the source, still draining, receives no more.
+    located: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     #: How many places of a tenant or subnet an edge has.
     tenant_edges: dict[str, Counter[str]] = field(default_factory=dict)
     subnet_edges: dict[str, Counter[str]] = field(default_factory=dict)
@@ -157,15 +160,23 @@ class FabricView:
         """Compute a VM's places afresh, and count them."""
         for place in self.places.pop(vm_id, ()):
             self._count(place, -1)
+            self.located.pop((vm_id, place.nic.mac), None)
         vm = self.state.vms.get(vm_id)
         if vm is None:
             return
         placement = self.state.placements.get(vm_id)
         found = tuple(self._places(vm, placement, self.moving.get(vm_id)))
-        for place in found:
-            self._count(place, +1)
         if found:
             self.places[vm_id] = found
+        migration = self.moving.get(vm_id)
+        left = migration is not None and migration.phase is Phase.ACTIVATED
+        for place in found:
+            self._count(place, +1)
+            if not left or place.migration:
+                key = (vm_id, place.nic.mac)
+                self.located[key] = tuple(
+                    dict.fromkeys((*self.located.get(key, ()), place.datapath))
+                )
 
     def _count(self, place: Place, by: int) -> None:
         self.tenant_edges.setdefault(place.tenant, Counter())[place.datapath] += by
@@ -226,13 +237,3 @@ class FabricView:
                 grace=migration is not None,
                 migration=migration.id if migration else None,
             )
-
-
-def locations(view: FabricView, vm: str, nic: Nic) -> list[str]:
-    """The datapaths that packets for a NIC are to be sent to: one, or both while the VM
-    moves. After activation the source, still draining, receives no more."""
-    migration = view.moving.get(vm)
-    found = [p for p in view.places.get(vm, ()) if p.nic == nic]
-    if migration is not None and migration.phase is Phase.ACTIVATED:
-        found = [p for p in found if p.migration == migration.id]
-    return list(dict.fromkeys(p.datapath for p in found))

@@ -6,33 +6,53 @@ ovs-fields(7) (NXM_1, class 0x0001). Values are plain integers, whatever the fie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 OPENFLOW_BASIC = 0x8000
 NXM_1 = 0x0001
 
 
-@dataclass(frozen=True, slots=True)
 class Field:
-    """One match field. `bits` is its true width; on the wire it takes `size` bytes, which
-    `octets` gives where they are more than the bits need."""
+    """One match field: compared by identity, for there is one object a field, and hashed
+    often. `bits` is its true width; on the wire it takes `size` bytes (`octets` where that is
+    not the width rounded up); `rank` is its place in a canonical match."""
 
-    name: str
-    oxm_class: int
-    number: int
-    bits: int
-    maskable: bool = False
-    octets: int = 0
+    __slots__ = ("bits", "full_mask", "maskable", "name", "number", "oxm_class", "rank", "size")
 
-    @property
-    def size(self) -> int:
-        """Bytes of a value on the wire."""
-        return self.octets or (self.bits + 7) // 8
+    def __init__(
+        self,
+        name: str,
+        oxm_class: int,
+        number: int,
+        bits: int,
+        maskable: bool = False,
+        octets: int = 0,
+    ) -> None:
+        self.name = name
+        self.oxm_class = oxm_class
+        self.number = number
+        self.bits = bits
+        self.maskable = maskable
+        self.size = octets or (bits + 7) // 8
+        #: The mask that means an exact match.
+        self.full_mask = (1 << bits) - 1
+        self.rank = oxm_class << 8 | number
 
-    @property
-    def full_mask(self) -> int:
-        """The mask that means an exact match."""
-        return (1 << self.bits) - 1
+    def __repr__(self) -> str:
+        return self.name
+
+    def __copy__(self) -> Field:
+        return self
+
+    def __deepcopy__(self, _: object) -> Field:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], Field], tuple[str]]:
+        return _by_name, (self.name,)
+
+
+def _by_name(name: str) -> Field:
+    return BY_NAME[name]
 
 
 IN_PORT = Field("in_port", OPENFLOW_BASIC, 0, 32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 from controller.act.dataplane.openflow.fields import Field
 
@@ -25,20 +26,26 @@ Match = tuple[Test, ...]
 def match(*tests: tuple[Field, int] | Test) -> Match:
     """Tests in canonical form: masks applied to values, full masks dropped, empty ones
     left out, in order of class and number. ValueError where a value does not fit."""
-    canonical: dict[Field, Test] = {}
+    canonical: list[Test] = []
     for test in tests:
         field, value = test[0], test[1]
+        full = field.full_mask
         mask = test[2] if len(test) == 3 else None
-        if mask is None:
-            mask = field.full_mask
-        if not 0 <= value <= field.full_mask or not 0 <= mask <= field.full_mask:
-            raise ValueError(f"{field.name}={value:#x}/{mask:#x} is wider than {field.bits} bits")
-        if field in canonical:
-            raise ValueError(f"{field.name} is matched twice")
-        if mask:
-            exact = mask == field.full_mask
-            canonical[field] = (field, value & mask, None if exact else mask)
-    return tuple(sorted(canonical.values(), key=lambda t: (t[0].oxm_class, t[0].number)))
+        if not 0 <= value <= full or not 0 <= (mask or 0) <= full:
+            raise ValueError(f"{field.name}={value}/{mask} is wider than {field.bits} bits")
+        if mask is None or mask == full:
+            canonical.append((field, value, None))
+        elif mask:
+            canonical.append((field, value & mask, mask))
+    canonical.sort(key=_rank)
+    for one, other in pairwise(canonical):
+        if one[0] is other[0]:
+            raise ValueError(f"{one[0].name} is matched twice")
+    return tuple(canonical)
+
+
+def _rank(test: Test) -> int:
+    return test[0].rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from controller.act.dataplane.pipeline import (
 )
 from controller.act.dataplane.rules.base import GATEWAY, Entries, Writer, address_test
 from controller.act.dataplane.rules.switch import ADVERTISEMENT, ICMPV6, SOLICITATION
-from controller.act.dataplane.view import FabricView, Place, locations
+from controller.act.dataplane.view import FabricView, Place
 from controller.model.addresses import mac_to_int
 from controller.model.nouns import Nic, Phase, Vm
 
@@ -182,7 +182,7 @@ def receiving(view: FabricView, here: list[Place]) -> list[Place]:
 def _located(view: FabricView, w: Writer, machine: Vm, nic: Nic, datapath: str) -> Entries:
     """How VMs at `datapath` reach this NIC, and learn its MAC."""
     subnet, tenant = view.subnet(nic.subnet), view.tenant(machine.tenant)
-    where = locations(view, machine.id, nic)
+    where = view.located.get((machine.id, nic.mac), ())
     if subnet is None or tenant is None or not where:
         return
     do, goto = _towards(view, where, datapath)
@@ -209,7 +209,7 @@ def _located(view: FabricView, w: Writer, machine: Vm, nic: Nic, datapath: str) 
 
 
 def _towards(
-    view: FabricView, where: list[str], datapath: str
+    view: FabricView, where: tuple[str, ...], datapath: str
 ) -> tuple[tuple[Act, ...], TableId | None]:
     """Actions and next table that take a packet to one or several datapaths."""
 

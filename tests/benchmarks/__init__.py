@@ -1,0 +1,1 @@
+"""Long measurements: `python -m tests.benchmarks NAME [--data DIR] [--quick]`."""
