@@ -263,6 +263,14 @@ def test_a_reply_is_never_larger_than_the_client_can_take() -> None:
         assert ("domain" in options) == (limit > 900)
 
 
+def test_a_reply_fits_the_subnet() -> None:
+    narrow = SUBNET.model_copy(update={"domain": "d" * 253, "mtu": 576})
+    wish = ask("discover", (61, b"i" * 255), (57, (700).to_bytes(2, "big")))
+    reply, options = read(answers.dhcp(wish, NIC, narrow))
+    assert reply[IP].len <= 576
+    assert "domain" not in options
+
+
 def test_a_request_in_parts_is_put_together() -> None:
     """RFC 3396: an option that is given twice is one long option."""
     frame = ask("request", (50, b"\x0a\1"), (50, b"\0\5"))

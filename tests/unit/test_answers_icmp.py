@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -89,6 +90,14 @@ def test_checksums_of_known_good_packets() -> None:
     assert packets.checksum(b"") == 0xFFFF
 
 
+def test_a_udp_checksum_that_comes_to_nothing_is_sent_as_all_ones() -> None:
+    """RFC 768: 0 would say that there is none."""
+    source, to = IPv4Address("10.1.0.1"), IPv4Address("10.1.0.5")
+    found = packets.udp(source, to, (67, 68), bytes(2))[6:8]
+    assert found not in (bytes(2), b"\xff\xff")
+    assert packets.udp(source, to, (67, 68), found)[6:8] == b"\xff\xff"
+
+
 @pytest.mark.parametrize("size", [0, 1, 33, 547, 548, 1400])
 def test_time_exceeded(size: int) -> None:
     about = v4(UDP(sport=1000, dport=2000) / (b"x" * size))
@@ -143,6 +152,9 @@ def test_questions_by_icmp_may_fail_and_be_told() -> None:
     for kind in (8, 13, 17):
         about = v4(ICMP(type=kind))
         read(answers.time_exceeded(about, SUBNET), about)
+    # 12 bytes of authentication header.
+    about = v6(Raw(bytes((58, 1)) + bytes(10)) / ICMPv6EchoRequest(), nh=51)
+    read(answers.time_exceeded(about, SUBNET), about)
     for payload in (ICMPv6EchoRequest(), IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / UDP()):
         about = v6(payload)
         read(answers.time_exceeded(about, SUBNET), about)

@@ -143,7 +143,6 @@ def test_a_probe_for_anothers_address_is_told_to_all(target: str) -> None:
         pytest.param(
             ask(OTHER, "::", option=ICMPv6NDOptSrcLLAddr(lladdr=MAC)), id="probe that tells a MAC"
         ),
-        pytest.param(ask("ff02::6", to="ff02::1"), id="group as target"),
         pytest.param(ask(OTHER, option=b"\1\0\2\0\0\0\0\5"), id="option of length 0"),
         pytest.param(ask(OTHER, option=b"\1\2\2\0\0\0\0\5"), id="option cut off"),
         pytest.param(ask(OTHER, option=b"\1"), id="option of one byte"),
@@ -156,6 +155,12 @@ def test_silence(frame: bytes) -> None:
 
 def test_silence_where_the_owner_is_the_one_who_asks() -> None:
     assert answers.neighbour(ask(NOBODY), NIC, SUBNET, lambda _: MAC) is None
+
+
+@pytest.mark.parametrize("target", ["ff02::6", "::"])
+def test_a_group_has_no_owner(target: str) -> None:
+    frame = ask(target, to="ff02::1")
+    assert answers.neighbour(frame, NIC, SUBNET, lambda _: OTHER_MAC) is None
 
 
 def test_extension_headers_do_not_hide_a_question() -> None:
