@@ -311,9 +311,9 @@ def path_group(edge: int, payload: Payload) -> int:
     return 1 << 28 | edge << 4 | payload
 
 
-def flood_group(subnet: int, payload: Payload) -> int:
-    """Group that carries a broadcast of a local VM to all of its subnet."""
-    return 2 << 28 | subnet << 4 | payload
+def flood_group(subnet: int) -> int:
+    """Group that carries a broadcast of a local VM to the other edges of its subnet."""
+    return 2 << 28 | subnet << 4
 
 
 def local_flood_group(subnet: int) -> int:

@@ -86,6 +86,10 @@ def subnet(view: FabricView, key: str, datapath: str) -> Entries:
             (f.UDP_DST, 67),
             do=punt(MeterId.REQUESTS),
         )
+        # Nobody but the fabric speaks to who asks for an address.
+        for ethertype, client in ((IPV4, 68), (IPV6, 546)):
+            kind = (f.ETH_TYPE, ethertype), (f.IP_PROTO, UDP)
+            yield w.flow(TableId.ANSWER, 400, (SUBNET, net.number), *kind, (f.UDP_DST, client))
     yield from _flood(view, w, net, owner, datapath)
 
 
@@ -129,6 +133,8 @@ def _flood(view: FabricView, w: Writer, net: Subnet, owner: Tenant, datapath: st
     local = local_flood_group(net.number)
     ports = _local_ports(view, net.id, datapath)
     yield Group(local, GroupType.ALL, tuple(Bucket((Output(port),)) for port in ports))
+    remote = flood_group(net.number)
+    yield Group(remote, GroupType.ALL, tuple(_remote_buckets(view, net, datapath)))
     for payload, ethertype in ((Payload.IPV4, IPV4), (Payload.IPV6, IPV6)):
         inner = subnet_label(net.number, payload)
         yield w.flow(
@@ -138,16 +144,14 @@ def _flood(view: FabricView, w: Writer, net: Subnet, owner: Tenant, datapath: st
             (f.MPLS_LABEL, inner),
             do=(PopMpls(ethertype), ToGroup(local)),
         )
-        group = flood_group(net.number, payload)
-        remote = tuple(_remote_buckets(view, net, datapath, inner))
-        yield Group(group, GroupType.ALL, (Bucket((ToGroup(local),)), *remote))
         yield w.flow(
             TableId.ANSWER,
             60,
             (SUBNET, net.number),
             (f.ETH_TYPE, ethertype),
             (f.ETH_DST, MULTICAST_BIT, MULTICAST_BIT),
-            do=(ToGroup(group),),
+            # A bucket is an action set, which pushes one label only: the inner one is pushed here.
+            do=(ToGroup(local), PushMpls(), SetField(f.MPLS_LABEL, inner), ToGroup(remote)),
         )
 
 
@@ -159,13 +163,12 @@ def _local_ports(view: FabricView, key: str, datapath: str) -> list[int]:
     return sorted({p.port for here in by_nic.values() for p in receiving(view, here) if p.port})
 
 
-def _remote_buckets(view: FabricView, net: Subnet, datapath: str, inner: int) -> list[Bucket]:
+def _remote_buckets(view: FabricView, net: Subnet, datapath: str) -> list[Bucket]:
     buckets = []
     for edge in sorted(view.edges_of_subnet(net.id)):
         out = view.routes.trees(edge, datapath)
         if edge == datapath or not out:
             continue
         tree = net.number % len(out)
-        outer = push(view.number(edge), tree, Payload.LABEL, out[tree])
-        buckets.append(Bucket((PushMpls(), SetField(f.MPLS_LABEL, inner), *outer)))
+        buckets.append(Bucket(push(view.number(edge), tree, Payload.LABEL, out[tree])))
     return buckets
