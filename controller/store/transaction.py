@@ -35,6 +35,7 @@ _BODY = {
 _BODIES = {
     kind: select(shape.table.c.body).order_by(shape.table.c.key) for kind, shape in SHAPES.items()
 }
+_MOVES = _BODIES[Migration.kind].where(schema.migration.c.vm == bindparam("vm"))
 _INSERT = {kind: insert(shape.table) for kind, shape in SHAPES.items()}
 _UPDATE = {
     kind: update(shape.table).where(shape.table.c.key == bindparam("at"))
@@ -61,13 +62,22 @@ _UNPLUG = delete(schema.plug).where(
     schema.plug.c.host == bindparam("at_host"), schema.plug.c.port == bindparam("at_port")
 )
 _PLUG = insert(schema.plug)
-#: As text, because each engine has a construct of its own for what both write alike.
+#: As text, like the next two: each engine has a construct of its own for what both write alike.
 _PROGRESS = text(
     "INSERT INTO progress (datapath, revision, confirmed_at, connected, pending, error) "
     "VALUES (:datapath, :revision, :confirmed_at, :connected, :pending, :error) "
     "ON CONFLICT (datapath) DO UPDATE SET revision = excluded.revision, "
     "confirmed_at = excluded.confirmed_at, connected = excluded.connected, "
     "pending = excluded.pending, error = excluded.error"
+)
+_EVENT_TIME = text(
+    "INSERT INTO event_time (subject, at) VALUES (:subject, :at) "
+    "ON CONFLICT (subject) DO UPDATE SET at = excluded.at WHERE excluded.at > event_time.at"
+)
+_REMEMBER = text(
+    "INSERT INTO event (source, event_id, fingerprint, outcome, revision, received_at) "
+    "VALUES (:source, :event_id, :fingerprint, :outcome, :revision, :received_at) "
+    "ON CONFLICT (source, event_id) DO NOTHING"
 )
 _SEEN = select(schema.event).where(
     schema.event.c.source == bindparam("source"), schema.event.c.event_id == bindparam("id")
@@ -114,8 +124,11 @@ class Transaction:
         subnet, mac and host, for migrations vm, source, target and host (either of the two).
         ValueError where a column is not known."""
         shape = SHAPES[cls.kind]
-        query = _BODIES[cls.kind].where(*shape.condition(columns))
-        return [cast("R", shape.load(body)) for body in self._connection.scalars(query)]
+        if cls is Migration and columns.keys() == {"vm"}:
+            query = _MOVES  # every event asks for these
+        else:
+            query = _BODIES[cls.kind].where(*shape.condition(columns))
+        return [cast("R", shape.load(body)) for body in self._connection.scalars(query, columns)]
 
     def put(self, record: R) -> R:
         """Insert or replace a record and return it as stored.
@@ -163,10 +176,10 @@ class Transaction:
 
     def remember(self, receipt: EventReceipt) -> None:
         """Keep the receipt of an event. Duplicate where there is one already."""
-        holder = f"an event received before, from {receipt.source}"
-        clash = Duplicate("event", "id", receipt.event_id, holder)
-        with self._whole(lambda: clash):
-            self._connection.execute(insert(schema.event), asdict(receipt))
+        if self._connection.execute(_REMEMBER, asdict(receipt)).rowcount == 0:
+            holder = f"an event received before, from {receipt.source}"
+            raise Duplicate("event", "id", receipt.event_id, holder)
+        self.dirty = True
 
     def last_event(self, subject: str) -> float | None:
         """Time of the newest event about a VM or host, of which `note_event` was told, even
@@ -353,12 +366,7 @@ class Transaction:
         return free
 
     def _raise_event_time(self, subject: str, at: float) -> None:
-        table = schema.event_time
-        known = self._connection.scalar(select(table.c.at).where(table.c.subject == subject))
-        if known is None:
-            self._connection.execute(insert(table), {"subject": subject, "at": at})
-        elif at > known:
-            self._connection.execute(update(table).where(table.c.subject == subject).values(at=at))
+        self._connection.execute(_EVENT_TIME, {"subject": subject, "at": at})
         self.dirty = True
 
     def _delete_where(self, table: Table, **columns: str) -> bool:
