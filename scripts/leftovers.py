@@ -29,7 +29,6 @@ _PLACES = (
     "/var/log/openvswitch",
     "/var/log/pleach",
 )
-_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ def strays(mark: str) -> dict[int, str]:
     return found
 
 
-def end_strays(mark: str) -> list[str]:
-    """Kill what still runs with `mark` after some seconds of grace; a line for each."""
-    deadline = time.monotonic() + _PATIENCE_S
+def end_strays(mark: str, patience_s: float = 5.0) -> list[str]:
+    """Kill what still runs with `mark` after `patience_s` seconds; return a line for each."""
+    deadline = time.monotonic() + patience_s
     while (found := strays(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in found:

@@ -62,13 +62,20 @@ def main(words: Sequence[str]) -> int:
     os.chdir(ROOT)
     if _OWN_TMP in os.environ:
         _mount_tmp()
-    elif os.geteuid() == 0 and _may_mount():
-        _again_with_own_mounts(words)
+    elif os.geteuid() == 0:
+        if _may_mount():
+            _again_with_own_mounts(words)
+        print("no mounts of its own can be made here: files left in /tmp are not looked for")
     return _all([_UNIT] if words else [_WITHOUT, _FABRIC])
 
 
 def _may_mount() -> bool:
-    return subprocess.run(["unshare", "--mount", "true"], check=False).returncode == 0
+    return (
+        subprocess.run(
+            ["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False
+        ).returncode
+        == 0
+    )
 
 
 def _again_with_own_mounts(words: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ root=$(pwd -P)
 group=${1:-labs}
 python=/usr/bin/python3
 stamp=.build/environment
+log=.build/apt.log
 
 code_packages=(
     python3
@@ -19,6 +20,7 @@ code_packages=(
     python3-openvswitch # os-ken's requirement `ovs`, of the release of Debian's switch
     util-linux          # unshare: tests with a file system of their own
     mount
+    git # to see which files a run left in the tree
 )
 labs_packages=(
     openvswitch-switch
@@ -69,11 +71,13 @@ apt() {
         -o Acquire::Retries=5 -o Acquire::http::Timeout=60 -o Acquire::https::Timeout=60 \
         -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
         -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \
-        -qq "$@" </dev/null >&2
+        -qq "$@" </dev/null >>"$log" 2>&1
 }
 
 install_packages() {
     local attempt
+    mkdir -p .build
+    : >"$log"
     deny_services
     for attempt in 1 2 3; do
         # An old list of packages names files that the mirrors no longer have.
@@ -81,7 +85,8 @@ install_packages() {
             remove_our_policy
             return
         fi
-        say "attempt $attempt of 3 to install Debian's packages failed"
+        tail -n 20 "$log" >&2
+        say "attempt $attempt of 3 to install Debian's packages failed; all of it is in $log"
         sleep $((attempt * 5))
     done
     die "apt-get could not install: $* (its own words are above)"
