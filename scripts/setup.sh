@@ -20,7 +20,7 @@ code_packages=(
     python3-openvswitch # os-ken's requirement `ovs`, of the release of Debian's switch
     util-linux          # unshare: tests with a file system of their own
     mount
-    git # to see which files a run left in the tree
+    git                 # to see which files a run left in the tree
 )
 labs_packages=(
     openvswitch-switch
