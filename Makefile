@@ -26,10 +26,12 @@ unit: setup-code ## the tests that need neither root nor a switch
 	@$(PYTHON) scripts/run_tests.py unit
 
 lint: setup-code ## style, types and the order of the floors
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
-	$(PYTHON) .venv/bin/lint-imports
+	@failed=; set -x; \
+	$(PYTHON) -m ruff check . || failed=1; \
+	$(PYTHON) -m ruff format --check . || failed=1; \
+	$(PYTHON) -m mypy || failed=1; \
+	$(PYTHON) .venv/bin/lint-imports || failed=1; \
+	{ set +x; } 2>/dev/null; test -z "$$failed"
 
 format: setup-code ## put the code into the project's form
 	$(PYTHON) -m ruff check --fix-only .

@@ -54,8 +54,25 @@ def vm_record(key: str, subnets: list[str], groups: tuple[str, ...]) -> Vm:
     )
 
 
+#: What is drawn more often stands here more than once.
+KINDS = (
+    *("datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
+    *("vm", "vm", "placement", "placement", "migration", "migration"),
+)
+
+SELECTORS = (
+    Selector(),
+    Selector(groups=("web",)),
+    Selector(subnets=("red1",)),
+    Selector(vms=("r1", "r2")),
+    Selector(cidrs=("10.0.0.0/25",)),
+)
+
+
 @st.composite
-def changes(draw: st.DrawFn) -> list[tuple[str, str, Record | None]]:
+def changes(  # noqa: C901 one branch for each kind of record
+    draw: st.DrawFn,
+) -> list[tuple[str, str, Record | None]]:
     def dpid() -> str:
         return draw(st.sampled_from(DPIDS))
 
@@ -63,12 +80,7 @@ def changes(draw: st.DrawFn) -> list[tuple[str, str, Record | None]]:
         return (f"{vm}{side}0", f"{vm}{side}1")
 
     def one() -> tuple[str, str, Record | None]:
-        kind = draw(
-            st.sampled_from(
-                ["datapath", "port", "link", "tenant", "subnet", "host", "vm", "placement"]
-                + ["placement", "migration", "migration", "access_rule", "vm"]
-            )
-        )
+        kind = draw(st.sampled_from(KINDS))
         record: Record
         if kind == "datapath":
             d = dpid()
@@ -128,10 +140,7 @@ def changes(draw: st.DrawFn) -> list[tuple[str, str, Record | None]]:
                 started_at=0.0,
             )
         else:
-            sides = st.sampled_from(
-                [Selector(), Selector(groups=("web",)), Selector(subnets=("red1",))]
-                + [Selector(vms=("r1", "r2")), Selector(cidrs=("10.0.0.0/25",))]
-            )
+            sides = st.sampled_from(SELECTORS)
             record = AccessRule(
                 id=draw(st.sampled_from(["a1", "a2"])),
                 tenant="red",
@@ -170,9 +179,7 @@ def base_state() -> State:
         Placement(vm="r2", host="h2", ports=("r2s0", "r2s1")),
     ]
     for a, b in ((0, 2), (2, 0), (1, 2), (2, 1)):
-        records.append(
-            Link(datapath=DPIDS[a], port=10 + b, to_datapath=DPIDS[b], to_port=10 + a)
-        )
+        records.append(Link(datapath=DPIDS[a], port=10 + b, to_datapath=DPIDS[b], to_port=10 + a))
     return State.of(records)
 
 

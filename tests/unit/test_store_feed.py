@@ -4,6 +4,7 @@ holds what contradicts itself."""
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -76,10 +77,12 @@ records: st.SearchStrategy[Record] = st.one_of(
 )
 
 #: One empty database, copied for each run of the machine: making one takes longer.
-_EMPTY = Path(tempfile.mkdtemp(prefix="pleach-feed-"))
+# Made in `setup_module`: a module that is only collected leaves nothing behind.
+_EMPTY = Path(tempfile.gettempdir()) / f"pleach-feed-{os.getpid()}"
 
 
 def setup_module() -> None:
+    _EMPTY.mkdir()
     Store.open(f"sqlite:///{_EMPTY}/pleach.db").close()
 
 
