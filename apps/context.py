@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Greatest number of a port that is no reserved one (OFPP_MAX, OpenFlow 1.5.1, 7.2.1.2).
 MAX_PORT = 0xFFFFFF00
+#: Changes taken in at a time.
+FEED_LIMIT = 1_000
 #: Longest that news of progress is gathered before it is told, in seconds.
 REPORT_S = 0.02
 #: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN).
@@ -92,9 +94,12 @@ class Southbound:
                 pass
 
     def _follow_once(self) -> bool:
+        """Take in what one look at the feed shows; whether there may be more."""
         at = self.view.state.revision
+        more = False
         try:
-            changes = self.store.changes(at)
+            changes = self.store.changes(at, FEED_LIMIT)
+            more = len(changes) >= FEED_LIMIT
             applied = self.compiler.apply(changes)
         except FeedCompacted:
             log.warning("the feed no longer has what came after revision %d; reading all", at)
@@ -104,7 +109,7 @@ class Southbound:
             for datapath, session in list(self.sessions.items()):
                 keys = applied.changed.get(datapath, set[Key]())
                 session.changed(keys, revision, applied.zones.get(datapath, set()))
-        return revision != at
+        return more
 
     def write(self, change: Callable[[Transaction], None]) -> None:
         """Change the store in one transaction, and take the change in at once."""

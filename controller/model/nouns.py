@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -61,6 +61,16 @@ class Tenant(Record):
         return self.id
 
 
+def _first4(data: dict[str, Any]) -> IPv4Address:
+    network: IPv4Network = data["cidr"]
+    return network.network_address + (1 if network.prefixlen < 32 else 0)
+
+
+def _first6(data: dict[str, Any]) -> IPv6Address | None:
+    network: IPv6Network | None = data["cidr6"]
+    return None if network is None else network.network_address + 1
+
+
 class Subnet(Record):
     """A broadcast domain of one tenant, with the fabric as its gateway."""
 
@@ -68,10 +78,10 @@ class Subnet(Record):
     id: Id
     tenant: Id
     cidr: IPv4Network
-    #: First usable address of `cidr` where not given.
-    gateway: IPv4Address
+    #: First usable address of `cidr` where not given; of `cidr6` for `gateway6`.
+    gateway: IPv4Address = Field(default_factory=_first4)
     cidr6: IPv6Network | None = None
-    gateway6: IPv6Address | None = None
+    gateway6: IPv6Address | None = Field(default_factory=_first6)
     dhcp: bool = True
     dns: tuple[IPv4Address, ...] = ()
     domain: str = Field("", max_length=253)
@@ -79,23 +89,6 @@ class Subnet(Record):
     #: Bytes of an IP packet. An uplink must carry 8 bytes more (two MPLS labels).
     mtu: Annotated[int, Field(ge=576, le=9_000)] = 1_500
     number: Annotated[int, Field(ge=0, le=MAX_SUBNET_NUMBER)] = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_gateways(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        out = dict(data)
-        try:
-            if out.get("gateway") is None and "cidr" in out:
-                out["gateway"] = IPv4Network(out["cidr"])[1]
-            if out.get("gateway6") is None and out.get("cidr6") is not None:
-                out["gateway6"] = IPv6Network(out["cidr6"])[1]
-        except (ValueError, IndexError):
-            out.setdefault(
-                "gateway", str(IPv4Address(0))
-            )  # the field's own check reports the cause
-        return out
 
     @model_validator(mode="after")
     def _gateways_inside(self) -> Self:

@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -42,6 +43,8 @@ from controller.store import Store, StoreError
 
 log = logging.getLogger("controller.northbound")
 
+#: Longest turn of a thread that computes while others wait, in seconds.
+SWITCH_S = 0.0005
 #: Seconds that requests under way have to end after a signal.
 GRACE_S = 5
 
@@ -234,6 +237,8 @@ def serve(settings: Settings, *, plain: bool = False) -> None:
     than loopback without TLS.
     """
     logs.configure(settings.log.level, settings.log.format)
+    # The loop and the writer share one interpreter: neither should wait 5 ms for its turn.
+    sys.setswitchinterval(SWITCH_S)
     listening = listen(settings, plain=plain)
     with contextlib.closing(listening), contextlib.closing(open_store(settings)) as store:
         file = make_operator_token(store, settings.state_dir, time.time())

@@ -32,9 +32,7 @@ def fail(migration: Migration, at: float) -> tuple[Migration, Placement]:
     if migration.phase not in (Phase.STARTED, Phase.ACTIVATED):
         raise ValueError(f"migration {migration.id} is {migration.phase}: its source is gone")
     failed = migration.model_copy(update={"phase": Phase.FAILED, "ended_at": at})
-    return failed, Placement(
-        vm=migration.vm, host=migration.source, ports=migration.source_ports
-    )
+    return failed, Placement(vm=migration.vm, host=migration.source, ports=migration.source_ports)
 
 
 def advance(migration: Migration, now: float, drain_s: float, grace_s: float) -> Migration:

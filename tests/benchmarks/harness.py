@@ -104,7 +104,7 @@ class Bench:
         """Place a VM by REST; milliseconds from the request to the last switch's barrier."""
         begin = time.time()
         reply = self.client.place(f"vm{number}", f"host{self.edge_of(number)}", [f"tap{number}"])
-        status = self.client.vm(f"vm{number}", wait="applied", revision=reply.revision)
+        status = self.client.vm(f"vm{number}", wait=True, revision=reply.revision)
         assert status.confirmed_at is not None
         return (status.confirmed_at - begin) * 1000
 

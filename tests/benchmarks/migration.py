@@ -85,7 +85,7 @@ def prepare(running: Bench) -> None:
         guest.plug(running.lab.edges[edge], port)
         running.guests[number] = guest
         reply = client.place(f"vm{number}", f"host{edge}", [port])
-        client.vm(f"vm{number}", wait="applied", revision=reply.revision)
+        client.vm(f"vm{number}", wait=True, revision=reply.revision)
 
 
 def migrate(running: Bench, number: int, source: int, target: int, key: str) -> float:
@@ -95,7 +95,7 @@ def migrate(running: Bench, number: int, source: int, target: int, key: str) -> 
     old, new = f"v{number}e{source}", f"v{number}e{target}"
     guest.plug(running.lab.edges[target], new)
     reply = client.start_migration(key, vm, f"host{source}", f"host{target}", [new])
-    client.vm(vm, wait="applied", revision=reply.revision)
+    client.vm(vm, wait=True, revision=reply.revision)
     begin = time.time()
     guest.switch_over(new)
     wait_until(lambda: phase(running, vm, key) != "started", "the move is seen")
@@ -122,10 +122,10 @@ def fail(running: Bench, source: int) -> tuple[FlowResult, FlowResult]:
     flow = Flow(running.guests[CLIENT], guest, RATE).start()
     guest.plug(running.lab.edges[target], port)
     reply = client.start_migration("fails", vm, f"host{source}", f"host{target}", [port])
-    client.vm(vm, wait="applied", revision=reply.revision)
+    client.vm(vm, wait=True, revision=reply.revision)
     time.sleep(1)
     reply = client.fail_migration("fails", vm, "the target ran out of memory")
-    client.vm(vm, wait="applied", revision=reply.revision)
+    client.vm(vm, wait=True, revision=reply.revision)
     guest.unplug(port)
     time.sleep(1)
     return flow.stop()

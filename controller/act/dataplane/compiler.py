@@ -19,7 +19,7 @@ from controller.act.dataplane.rules.access import access
 from controller.act.dataplane.rules.base import Entries, Rules
 from controller.act.dataplane.rules.subnet import subnet, tenant
 from controller.act.dataplane.rules.switch import paths, switch
-from controller.act.dataplane.rules.vm import vm
+from controller.act.dataplane.rules.vm import seen_from, vm
 from controller.act.dataplane.view import FabricView
 from controller.model.state import Change, State
 
@@ -141,12 +141,24 @@ class Compiler:
             self.view.reroute()
             impact.add_routed()
         changed: dict[str, set[Key]] = {}
+        elsewhere: dict[object, Rules] = {}
         for datapath, unit in impact.spots:
             desired = self.desired.setdefault(datapath, Desired())
-            keys = desired.refresh(unit, compile_unit(self.view, unit, datapath))
+            keys = desired.refresh(unit, self._compiled(unit, datapath, elsewhere))
             if keys:
                 changed.setdefault(datapath, set()).update(keys)
         return Applied(changed, zones)
+
+    def _compiled(self, unit: Unit, datapath: str, elsewhere: dict[object, Rules]) -> Rules:
+        """As `compile_unit`; a VM that is elsewhere looks the same from many datapaths, and is
+        computed once for all of them."""
+        seen = seen_from(self.view, unit.key, datapath) if unit.kind == "vm" else None
+        if seen is None:
+            return compile_unit(self.view, unit, datapath)
+        rules = elsewhere.get(seen)
+        if rules is None:
+            rules = elsewhere[seen] = compile_unit(self.view, unit, datapath)
+        return rules
 
     def _zones(self, ports: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
         zones: dict[str, set[int]] = {}

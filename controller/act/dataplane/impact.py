@@ -254,7 +254,7 @@ class _Watch:
         self.impact.arrived |= after - before
         for datapath, port in before ^ after:
             if f"{datapath}:{port}" in self.impact.view.state.links:
-                self.impact.spots.add((datapath, Unit("paths")))
+                self.impact.topology = True
 
     def _appeared(self, unit: Unit, where: frozenset[str]) -> None:
         """A tenant or subnet came to the datapaths `where`, or left them."""

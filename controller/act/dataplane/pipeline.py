@@ -91,7 +91,7 @@ TABLES: dict[TableId, Table] = {
         _table(
             _T.CLASSIFY,
             "where did the packet come in?",
-            _L2,
+            _L2 | {f.VLAN_VID},
             *(_T.PORT_SECURITY, _T.LABEL),
             grows="ports",
             on_core=True,

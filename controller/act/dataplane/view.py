@@ -123,6 +123,10 @@ class FabricView:
         """Whether a VM of the tenant is, or is about to be, plugged in at the datapath."""
         return self.tenant_edges.get(tenant, Counter())[datapath] > 0
 
+    def subnet_at(self, subnet: str, datapath: str) -> bool:
+        """Whether a VM of the subnet is, or is about to be, plugged in at the datapath."""
+        return self.subnet_edges.get(subnet, Counter())[datapath] > 0
+
     def places_at(self, datapath: str, vm: str) -> list[Place]:
         """The VM's places at one datapath whose port is known."""
         return [p for p in self.places.get(vm, ()) if p.datapath == datapath and p.port]
@@ -149,8 +153,9 @@ class FabricView:
             back = links.get(f"{link.to_datapath}:{link.to_port}")
             if back is None or not (link.up and back.up):
                 continue
-            if (back.to_datapath, back.to_port) != (link.datapath, link.port):
-                continue  # one of the two has been plugged elsewhere since
+            ends = {(link.datapath, link.port), (link.to_datapath, link.to_port)}
+            if (back.to_datapath, back.to_port) not in ends or not ends.isdisjoint(self.plugged):
+                continue  # one of the two has been plugged elsewhere since, or into a VM
             # Of several parallel links the lowest port wins: it is written last.
             adjacency.setdefault(link.datapath, {})[link.to_datapath] = link.port
         edges = [e for e in self.edges if self.edges[e] > 0 and self.number(e)]

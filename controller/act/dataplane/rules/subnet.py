@@ -71,7 +71,7 @@ def subnet(view: FabricView, key: str, datapath: str) -> Entries:
     for address in (net.gateway, net.gateway6):
         if address is not None:
             yield from _gateway(w, key, (TENANT, owner.number), address)
-    if datapath not in view.edges_of_subnet(key):
+    if not view.subnet_at(key, datapath):
         return
     yield arp_responder(w, net.number, net.gateway, GATEWAY)
     yield from _gateway(w, key, (SUBNET, net.number), GATEWAY_LINK_LOCAL)

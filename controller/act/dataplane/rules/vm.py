@@ -62,6 +62,16 @@ def vm(view: FabricView, key: str, datapath: str) -> Entries:
         yield from _located(view, w, machine, nic, datapath)
 
 
+def seen_from(view: FabricView, key: str, datapath: str) -> object | None:
+    """All that the rules of a VM at a datapath depend on besides the VM itself, if the VM is
+    neither there nor on its way there; None if it is."""
+    machine = view.state.vms.get(key)
+    if machine is None or any(p.datapath == datapath for p in view.places.get(key, ())):
+        return None
+    present = tuple(view.subnet_at(nic.subnet, datapath) for nic in machine.nics)
+    return key, view.tenant_at(machine.tenant, datapath), present
+
+
 def _plugged(view: FabricView, w: Writer, place: Place) -> Entries:
     """Classification and port security of one port."""
     subnet = view.subnet(place.nic.subnet)
@@ -72,6 +82,7 @@ def _plugged(view: FabricView, w: Writer, place: Place) -> Entries:
         TableId.CLASSIFY,
         1100,
         (f.IN_PORT, place.port),
+        (f.VLAN_VID, 0),  # tables further on would see through a tag
         do=(
             SetField(TENANT, tenant.number),
             SetField(SUBNET, subnet.number),
@@ -187,7 +198,7 @@ def _located(view: FabricView, w: Writer, machine: Vm, nic: Nic, datapath: str) 
         return
     do, goto = _towards(view, where, datapath)
     mac = mac_to_int(nic.mac)
-    here = view.subnet_edges[nic.subnet][datapath] > 0
+    here = view.subnet_at(nic.subnet, datapath)
     if here:
         yield w.flow(
             TableId.LOCATE, 100, (SUBNET, subnet.number), (f.ETH_DST, mac), do=do, goto=goto
