@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 #: Turns into which one round of frames is spread.
 TURNS = 10
+#: Rounds that a port without a link waits between two frames, at most. Most of such ports are
+#: those of VMs not yet placed, and there may be a thousand of them.
+MAX_PATIENCE = 12
 
 
 class Discovery(App):
@@ -43,8 +46,8 @@ class Discovery(App):
         self._seen: dict[str, float] = {}
         self._began = time.monotonic()
         self._turn = 0
-        #: Ports that were known to be up in the turn before, so that a new one is tried at once.
-        self._known: set[tuple[str, int]] = set()
+        #: For each port the turn of its next frame, and the turns from that to the one after.
+        self._due: dict[tuple[str, int], tuple[int, int]] = {}
         spawn(southbound.forever, self._send)
         spawn(southbound.forever, self._expire)
 
@@ -57,16 +60,19 @@ class Discovery(App):
 
     def _send(self) -> None:
         ttl = max(1, round(self.southbound.settings.southbound.link_timeout_s))
-        ports = set(self._ports())
-        self._turn = (self._turn + 1) % TURNS
-        for datapath, number in sorted(ports):
-            if (datapath, number) in self._known and number % TURNS != self._turn:
-                continue
-            session = self.southbound.sessions.get(datapath)
-            if session is not None:
+        linked = {(link.datapath, link.port) for link in self.southbound.view.state.links.values()}
+        due: dict[tuple[str, int], tuple[int, int]] = {}
+        for datapath, number in self._ports():
+            # A port that is new is tried at once, soon again, and then ever less often.
+            at, wait = self._due.get((datapath, number), (self._turn, 1))
+            if at <= self._turn:
                 frame = lldp.build(datapath, number, self.secret, ttl_s=ttl)
-                session.packet_out(number, frame)
-        self._known = ports
+                self.southbound.sessions[datapath].packet_out(number, frame)
+                at = self._turn + (TURNS if (datapath, number) in linked else wait)
+                wait = min(2 * wait, MAX_PATIENCE * TURNS)
+            due[datapath, number] = (at, wait)
+        self._due = due
+        self._turn += 1
         hub.sleep(self.southbound.settings.southbound.lldp_s / TURNS)
 
     @on(PacketInEvent, MAIN)
@@ -84,6 +90,8 @@ class Discovery(App):
             return
         link = Link(datapath=sender[0], port=sender[1], to_datapath=datapath, to_port=port)
         self._seen[link.key] = time.monotonic()
+        if f"{datapath}:{port}" not in view.state.links:
+            self._due.pop((datapath, port), None)  # there is somebody: answer without delay
         known = view.state.links.get(link.key)
         if known is None or (known.to_datapath, known.to_port) != (datapath, port):
             log.info("a link was discovered", extra={"link": link.key, "to": f"{datapath}:{port}"})

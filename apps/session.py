@@ -132,9 +132,10 @@ class Session:
                 self._send(self._outbox.popleft())
             if self.closed:
                 return
-            for piece in self.channel.batch(time.monotonic()):
+            for number, piece in enumerate(self.channel.batch(time.monotonic())):
+                if number:
+                    hub.sleep(0)  # others have their turn between the pieces of a large batch
                 self._send(piece)
-                hub.sleep(0)
 
     def _send(self, data: bytes) -> None:
         if data and not self.closed and not self.connection.send(data):

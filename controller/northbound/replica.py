@@ -78,6 +78,7 @@ class Replica:
             if self._done >= mine:  # somebody else has looked since
                 return
             seen = self._asked
+            self._poked.clear()  # whatever was rung for until now is seen by this look
             await self._look()
             self._done = seen
         self._notify()
@@ -105,9 +106,7 @@ class Replica:
             more = len(changes) >= _LIMIT
 
     def _read(self, after: int) -> tuple[list[Change], dict[str, Progress]]:
-        # Progress first: a switch cannot have confirmed what is not yet in the feed.
-        progress = self._store.progress()
-        return self._store.changes(after, _LIMIT), progress
+        return self._store.news(after, _LIMIT)
 
     async def _reload(self) -> None:
         self.state = await asyncio.to_thread(self._store.snapshot)
@@ -137,7 +136,6 @@ class Replica:
             if not self._waiters:
                 self._waited_for.clear()
                 await _within(GATHER_S, self._waited_for)
-            self._poked.clear()
             try:
                 await self.refresh()
             except StoreError as error:

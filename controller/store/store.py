@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, make_url, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, delete, make_url, select, update
 from sqlalchemy.exc import ArgumentError
 
 from controller.model.state import Change, State
@@ -99,17 +100,16 @@ class Store:
         transaction would be cut in two. FeedCompacted where the feed does not reach back to
         `after`, or `after` is ahead of the store (a backup was restored)."""
         with self._reading() as connection:
-            newest, compacted = _counters(connection)
-            if not compacted <= after <= newest:
-                raise FeedCompacted(after, compacted + 1)
-            if after == newest:
-                return []
-            rows = list(connection.execute(_FEED_AFTER, {"after": after, "limit": max(limit, 1)}))
-            last = rows[-1]
-            if last.until > last.revision:
-                rest = {"after": last.revision, "until": last.until}
-                rows += connection.execute(_FEED_UNTIL, rest)
+            rows = _changes(connection, after, limit)
         return [self._change(*row) for row in rows]
+
+    def news(self, after: int, limit: int = 1000) -> tuple[list[Change], dict[str, Progress]]:
+        """`changes` and `progress` in one look. What the progress speaks of is in the feed."""
+        with self._reading() as connection:
+            progress = connection.execute(_PROGRESS).all()
+            rows = _changes(connection, after, limit)
+        changes = [self._change(*row) for row in rows]
+        return changes, {row.datapath: Progress(**row._mapping) for row in progress}
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
@@ -210,6 +210,20 @@ class Store:
 def backup(url: str, path: Path) -> None:
     """Copy the store at `url` to the file `path`, whether or not others have it open."""
     _backend(url, busy_timeout_s=10).backup(path)
+
+
+def _changes(connection: Connection, after: int, limit: int) -> list[Row[*tuple[Any, ...]]]:
+    newest, compacted = _counters(connection)
+    if not compacted <= after <= newest:
+        raise FeedCompacted(after, compacted + 1)
+    if after == newest:
+        return []
+    rows = list(connection.execute(_FEED_AFTER, {"after": after, "limit": max(limit, 1)}))
+    last = rows[-1]
+    if last.until > last.revision:
+        rest = {"after": last.revision, "until": last.until}
+        rows += connection.execute(_FEED_UNTIL, rest)
+    return rows
 
 
 def _counters(connection: Connection) -> tuple[int, int]:

@@ -212,16 +212,16 @@ class Channel:
         before[:0] = [encode.ct_flush_zone(next(self._xids), zone) for zone in self._zones]
         self._zones.clear()
         wrapped[:0] = [encode.delete_alien(next(self._xids), alien) for alien in strange]
-        yield b"".join(before)
-        if self._singly:
-            yield from _chunks(wrapped)
-        elif wrapped:
-            yield encode.bundle_control(opening, bundle, encode.Bundle.OPEN)
-            yield from _chunks([encode.bundle_add(bundle, message) for message in wrapped])
+        if wrapped and not self._singly:
+            before.append(encode.bundle_control(opening, bundle, encode.Bundle.OPEN))
+            wrapped = [encode.bundle_add(bundle, message) for message in wrapped]
             batch.commit = next(self._xids)
             behind.insert(0, encode.bundle_control(batch.commit, bundle, encode.Bundle.COMMIT))
         batch.barrier = next(self._xids)
-        yield b"".join(behind) + encode.barrier_request(batch.barrier)
+        behind.append(encode.barrier_request(batch.barrier))
+        messages = before + wrapped + behind
+        for start in range(0, len(messages), CHUNK):
+            yield b"".join(messages[start : start + CHUNK])
 
     def _order(self, key: Key) -> tuple[int, int]:
         """What is referred to comes before what refers to it, and goes after it."""
@@ -378,8 +378,3 @@ class Channel:
                 self.refused.pop(key, None)
                 self.dirty.add(key)
         self._settle()
-
-
-def _chunks(messages: list[bytes]) -> Iterator[bytes]:
-    for start in range(0, len(messages), CHUNK):
-        yield b"".join(messages[start : start + CHUNK])
