@@ -47,7 +47,7 @@ def wrong_shell(root: Path) -> list[str]:
     if Path(sys.prefix) != home:
         faults.append(f"this Python belongs to {sys.prefix}, not to {home}")
     settings = (home / "pyvenv.cfg").read_text()
-    for wanted in (r"home\s*=\s*/usr/bin", r"include-system-site-packages\s*=\s*true"):
+    for wanted in (r"home\s*=\s*/usr/bin", r"include-system-site-packages\s*=\s*false"):
         if not re.search(rf"^{wanted}$", settings, re.MULTILINE):
             faults.append(f"pyvenv.cfg lacks a line like {wanted}: not made by scripts/setup.sh")
     pip = home / "bin" / "pip"

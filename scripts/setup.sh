@@ -116,6 +116,18 @@ ensure_python() {
 
 # ---- the virtual environment
 
+# The environment sees two packages of Debian's Python, and no other: whatever else the system
+# has there would be mixed with what is pinned (its OpenSSL, say, with another cryptography).
+debian_packages=/usr/lib/python3/dist-packages
+
+link_debian_packages() {
+    local site path
+    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    for path in "$debian_packages"/{mininet,ovs} "$debian_packages"/ovs-*-info; do
+        ln -sfn "$path" "$site/${path##*/}"
+    done
+}
+
 # What it was made from; the path, because its scripts and its link to this tree hold it.
 key() {
     printf '%s\n' "$root" "$("$python" -V)"
@@ -145,13 +157,14 @@ pip_install() {
 
 fill() {
     # Built with the pinned setuptools of the environment, so no build fetches another one.
+    link_debian_packages
     pip_install setuptools && pip_install --no-build-isolation --editable '.[dev]' && check
 }
 
 build_environment() {
     say "making .venv with $("$python" -V); pip fetches about 70 packages, which can take minutes"
     rm -rf .venv
-    "$python" -m venv --system-site-packages .venv
+    "$python" -m venv .venv
     fill || die "the virtual environment could not be made; pip's own words are above." \
         "Nothing is lost: run it again when the package index can be reached."
 }
