@@ -9,6 +9,7 @@ it could mend is looked at: where it stands, and whose Python it is.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from importlib import metadata
@@ -61,12 +62,16 @@ def wrong_content(root: Path) -> list[str]:
     faults = []
     for name, version in pins((root / "constraints.txt").read_text()).items():
         try:
-            installed = metadata.version(name)
+            installed = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             faults.append(f"{name} is missing")
             continue
-        if installed != version:
-            faults.append(f"{name} is {installed}, pinned is {version}")
+        if installed.version != version:
+            faults.append(f"{name} is {installed.version}, pinned is {version}")
+        for file in installed.files or ():
+            if file.suffix in (".py", ".so") and not os.path.exists(file.locate()):  # noqa: PTH110
+                faults.append(f"{name} lacks {file}")
+                break
     spec = importlib.util.find_spec("controller")
     if spec is None or spec.origin is None or root not in Path(spec.origin).parents:
         faults.append(f"`import controller` does not lead to {root}")

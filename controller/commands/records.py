@@ -119,7 +119,7 @@ def subnet_create(
     as_json: Json = False,
 ) -> None:
     """Make a subnet."""
-    fields = {
+    given = {
         "id": key,
         "tenant": tenant,
         "cidr": cidr,
@@ -131,6 +131,7 @@ def subnet_create(
         "domain": domain,
         "mtu": mtu,
     }
+    fields = {name: value for name, value in given.items() if value is not None}
     _save(lambda: Subnet.model_validate(fields), replace, as_json)
 
 
