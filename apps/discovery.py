@@ -88,6 +88,8 @@ class Discovery(App):
         view = self.southbound.view
         if sender in view.plugged or (datapath, port) in view.plugged:
             return
+        if sender[0] == datapath:
+            return  # sent back, or a cable of a switch to itself: nothing is reached by it
         link = Link(datapath=sender[0], port=sender[1], to_datapath=datapath, to_port=port)
         self._seen[link.key] = time.monotonic()
         if f"{datapath}:{port}" not in view.state.links:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
+from typing import NamedTuple
 
 from controller.act.dataplane.compiler import (
     Desired,
@@ -91,12 +92,20 @@ class _Batch:
     committed: bool = False
 
 
+class _Known(NamedTuple):
+    """A flow entry that was read before, by its signature."""
+
+    key: FlowKey
+    found: Flow | AlienFlow
+
+
 @dataclass(slots=True)
 class _Reading:
     requests: dict[int, int]  # transaction id to kind
     deadline: float
     found: dict[Key, Found] = field(default_factory=dict)
     strange: list[AlienFlow] = field(default_factory=list)
+    signatures: dict[bytes, _Known] = field(default_factory=dict)
     #: Keys that a change was under way for meanwhile: what was read of them says nothing.
     touched: set[Key] = field(default_factory=set)
 
@@ -121,6 +130,8 @@ class Channel:
         self.complaints: list[SwitchError] = []
         self._strange: list[AlienFlow] = []
         self._zones: set[int] = set()
+        #: What the newest reading decoded, so that the next need not.
+        self._signatures: dict[bytes, _Known] = {}
         self._batch: _Batch | None = None
         self._reading: _Reading | None = None
         self._xids = count(1)
@@ -336,13 +347,23 @@ class Channel:
             self._read(reading)
 
     def _flows(self, reading: _Reading, data: bytes) -> bool:
-        reply = decode.flow_descs(data)
-        for installed in reply.items:
-            found = installed.flow
-            if found.match is not None:
-                reading.found[FlowKey(found.table, found.priority, found.match)] = found
-            elif isinstance(found, AlienFlow):
-                reading.strange.append(found)
+        reply = decode.flow_entries(data, self._signatures)
+        for signature, item in reply.items:
+            if isinstance(item, _Known):
+                seen = item
+            else:
+                flow = item.flow
+                if isinstance(flow, AlienFlow) and flow.match is None:
+                    reading.strange.append(flow)
+                    continue
+                assert flow.match is not None
+                seen = _Known(FlowKey(flow.table, flow.priority, flow.match), flow)
+            # One object for what is wanted and found: the next comparison is then for free.
+            wanted = self.desired.entries.get(seen.key)
+            if wanted is not seen.found and wanted == seen.found:
+                seen = _Known(seen.key, wanted)
+            reading.signatures[signature] = seen
+            reading.found[seen.key] = seen.found
         return reply.more
 
     def _groups(self, reading: _Reading, data: bytes) -> bool:
@@ -364,17 +385,18 @@ class Channel:
         self.drifts = []
         wanted = self.desired.entries
         self._strange = list(reading.strange)
+        self._signatures = reading.signatures
         self.drifts += [Drift(alien.place, alien, None) for alien in reading.strange]
         for key in {*reading.found, *wanted, *self.installed}:
             if not first and key in reading.touched:
                 continue
-            found = reading.found.get(key)
+            found, want = reading.found.get(key), wanted.get(key)
             if found is None:
                 self.installed.pop(key, None)
             else:
                 self.installed[key] = found
-            if found != wanted.get(key):
-                self.drifts.append(Drift(key, found, wanted.get(key)))
+            if found is not want and found != want:
+                self.drifts.append(Drift(key, found, want))
                 self.refused.pop(key, None)
                 self.dirty.add(key)
         self._settle()

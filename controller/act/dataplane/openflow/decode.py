@@ -8,7 +8,7 @@ out as an alien. Malformed is the only thing raised, whatever the bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from controller.act.dataplane.openflow import errors
@@ -60,6 +60,7 @@ from controller.act.dataplane.openflow.wire import (
 )
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class SwitchError(NamedTuple):
@@ -219,6 +220,34 @@ def flow_descs(data: bytes) -> Reply[Installed]:
         found.append(_installed(data, at, end, place))
         at = end
     return Reply(xid, found, more)
+
+
+def flow_entries(data: bytes, known: Mapping[bytes, K]) -> Reply[tuple[bytes, K | Installed]]:
+    """As `flow_descs`, for a reader who has seen most of it before: each entry comes with its
+    signature, which is all of its bytes but the counters, and is decoded only where `known`
+    has nothing under that signature."""
+    xid, more = _multipart(data, MP_FLOW_DESC, "flow descriptions")
+    at = HEADER_SIZE + MULTIPART.size
+    found: list[tuple[bytes, K | Installed]] = []
+    while at < len(data):
+        place = f"flow description {len(found)}"
+        end = _entry_end(data, at, FLOW_DESC.size, place)
+        signature = _signature(data, at, end)
+        item = known.get(signature)
+        found.append((signature, _installed(data, at, end, place) if item is None else item))
+        at = end
+    return Reply(xid, found, more)
+
+
+def _signature(data: bytes, at: int, end: int) -> bytes:
+    """All of an entry but its length and counters; its own bytes where it is malformed, which
+    decoding will then tell."""
+    start = at + FLOW_DESC.size
+    counters = start + ((data[start + 2] << 8 | data[start + 3]) + 7) // 8 * 8
+    if counters + 4 > end:
+        return data[at:end]
+    instructions = counters + ((data[counters + 2] << 8 | data[counters + 3]) + 7) // 8 * 8
+    return data[at + 2 : counters] + data[instructions:end]
 
 
 def _installed(data: bytes, at: int, end: int, place: str) -> Installed:
