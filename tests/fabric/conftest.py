@@ -35,8 +35,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
                 deployment.client.put(Host(id=host.name, datapath=lab.dpid(host.edge)))
             here.whole()
             yield here
+            log = deployment.log("southbound")
     # A loop that failed goes on, so that only the log tells.
-    assert "Traceback" not in deployment.log("southbound")
+    assert "Traceback" not in log
 
 
 @pytest.hookimpl(wrapper=True)

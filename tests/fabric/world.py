@@ -3,11 +3,12 @@ of it."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -35,6 +36,7 @@ from mininet_labs.vm import LabVm
 _WAIT_S = 15.0
 _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
+_fences = itertools.count(1)
 _COUNTERS = re.compile(r"(duration|n_packets|n_bytes|idle_age|hard_age)=[^,]*, ")
 
 
@@ -85,6 +87,13 @@ class Tap:
     def payload(self, data: bytes) -> Packet:
         """The next frame that carries `data`."""
         return self.until(lambda frame: data in bytes(frame), f"the payload {data!r}")
+
+    def payloads(self, *wanted: bytes) -> None:
+        """Wait for frames that carry each of `wanted`, in whatever order."""
+        self.until(
+            lambda _: all(self.got(data) for data in wanted),
+            f"all of {wanted!r}",
+        )
 
     def got(self, data: bytes) -> int:
         """How many of the frames looked at carry `data`."""
@@ -254,9 +263,22 @@ class World:
         """Meters of a switch in words, without the header."""
         return self.lab.ofctl("dump-meters", switch).split("\n", 1)[1]
 
-    def tables(self, switch: str) -> tuple[list[str], list[str], str]:
-        """All that a switch has been told: flows, groups, meters."""
-        return self.flows(switch), self.groups(switch), self.meters(switch)
+    def tables(self, *switches: str) -> set[str]:
+        """All that switches, or all edges, have been told: flows, groups, meters, a line each."""
+        return {
+            f"{switch} {line}"
+            for switch in switches or self.lab.edges
+            for line in (*self.flows(switch), *self.groups(switch), self.meters(switch))
+        }
+
+    def forget_caches(self) -> None:
+        """Drop the flows that the userspace datapath has cached.
+
+        Open vSwitch before 3.1.2 may put the new actions of one cached flow into another that
+        overlaps it ("dpif-netdev: fix dpif_netdev_flow_put"), and what was cached while there
+        was no path then goes on being dropped although the tables say otherwise.
+        """
+        self.lab.appctl("revalidator/purge")
 
     def received(self, port: str) -> int:
         """Packets that a switch has taken in by a port."""
@@ -279,6 +301,34 @@ def udp(
     else:
         network = IPv6(**{"src": str(source.ipv6), "dst": str(target.ipv6), **ip})
     return ether / network / UDP(sport=4000, dport=4001) / Raw(data)
+
+
+@contextlib.contextmanager
+def end(vm: LabVm, kind: int, port: int = 0, version: int = 4) -> Iterator[socket.socket]:
+    """A socket of a guest, bound to its address: SOCK_STREAM or SOCK_DGRAM."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with netns.entered(vm.name):
+        opened = socket.socket(family, kind)
+    with opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.settimeout(_WAIT_S)
+        opened.bind((str(vm.ipv4 if version == 4 else vm.ipv6), port))
+        yield opened
+
+
+def fence(out: Tap, *receivers: Tap) -> None:
+    """Return once all that `out` sent before has been dealt with on every path to `receivers`.
+
+    A switch port is read in order, but what takes another way through the fabric may overtake;
+    so honest packets of many connections follow, and all of them must arrive.
+    """
+    for receiver in receivers:
+        marks = [b"mark %03d of %d" % (number, next(_fences)) for number in range(16)]
+        for mark in marks:
+            frame = udp(out.vm, receiver.vm, mark)
+            frame[UDP].sport = 5000 + next(_fences) % 20_000
+            out.send(frame)
+        receiver.payloads(*marks)
 
 
 def echo(source: LabVm, to: str, data: bytes, *, mac: str, **ip: Any) -> Packet:
