@@ -175,6 +175,8 @@ class MigrationSettings(Section):
     drain_s: Annotated[float, Field(ge=0, le=3_600)] = 2.0
     #: Seconds after the activation for which established connections are let through.
     grace_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    #: Seconds that a migration is remembered after its end.
+    memory_s: Seconds = 2_592_000.0
 
 
 class LogSettings(Section):

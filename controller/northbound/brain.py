@@ -16,12 +16,13 @@ from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
 from controller.api import JSON, REVISION_HEADER
+from controller.model.nouns import Migration
 from controller.northbound.auth import Authenticator, Principal
 from controller.northbound.problems import MALFORMED, UNAVAILABLE, Problem, of_validation
 from controller.northbound.replica import Replica
 from controller.northbound.writer import Work, Writer
 from controller.settings import Settings
-from controller.store import Store, StoreError
+from controller.store import Store, StoreError, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +75,21 @@ class Brain:
         return _Waiting(self)
 
     async def _keep_house(self) -> None:
-        memory_s = self.settings.northbound.event_memory_s
         while True:
             try:
-                await self.writer.submit(
-                    lambda transaction: transaction.forget_events(time.time() - memory_s)
-                )
+                await self.writer.submit(self._forget)
                 await asyncio.to_thread(self.store.compact)
             except (StoreError, Problem) as error:
                 log.error("housekeeping failed", extra={"cause": str(error)})
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _forget(self, transaction: Transaction) -> None:
+        now = time.time()
+        transaction.forget_events(now - self.settings.northbound.event_memory_s)
+        oldest = now - self.settings.migration.memory_s
+        for migration in transaction.all(Migration):
+            if migration.ended_at is not None and migration.ended_at < oldest:
+                transaction.delete(Migration, migration.key)
 
 
 @dataclass(slots=True)
