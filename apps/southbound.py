@@ -20,21 +20,16 @@ import eventlet
 
 eventlet.monkey_patch()
 
-import gc
 import logging
 
 from apps.context import settings_of_process
 from apps.framework import run
 from controller.logs import configure
+from controller.process import seldom_collect
 from controller.settings import SettingsError
 from controller.store.errors import StoreError
 
 log = logging.getLogger(__name__)
-
-#: The records that a fabric is made of live long and refer to nothing that refers back: to
-#: look through all of them for cycles, as often as Python does by itself, would stop the
-#: process for tenths of a second.
-GARBAGE_THRESHOLDS = (20_000, 20, 1_000)
 
 APPS = ["apps.fabric", "apps.discovery", "apps.services"]
 
@@ -54,7 +49,7 @@ def main() -> int:
                 str(south.tls.key),
                 str(authority) if authority else None,
             )
-        gc.set_threshold(*GARBAGE_THRESHOLDS)
+        seldom_collect()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         log.info("listening for switches", extra={"host": south.host, "port": south.port})
         run(APPS, host=south.host, port=south.port, tls=tls)

@@ -37,6 +37,7 @@ from controller.northbound.documents import document
 from controller.northbound.gate import Gate
 from controller.northbound.problems import INVALID, METHOD, NOT_FOUND, Problem, of_any
 from controller.observe.cloudevents import Refused
+from controller.process import seldom_collect
 from controller.settings import Problem as SettingsProblem
 from controller.settings import Settings, SettingsError
 from controller.store import Store, StoreError
@@ -239,6 +240,7 @@ def serve(settings: Settings, *, plain: bool = False) -> None:
     logs.configure(settings.log.level, settings.log.format)
     # The loop and the writer share one interpreter: neither should wait 5 ms for its turn.
     sys.setswitchinterval(SWITCH_S)
+    seldom_collect()
     listening = listen(settings, plain=plain)
     with contextlib.closing(listening), contextlib.closing(open_store(settings)) as store:
         file = make_operator_token(store, settings.state_dir, time.time())

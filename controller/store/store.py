@@ -213,12 +213,13 @@ def backup(url: str, path: Path) -> None:
 
 
 def _changes(connection: Connection, after: int, limit: int) -> list[Row[*tuple[Any, ...]]]:
-    newest, compacted = _counters(connection)
-    if not compacted <= after <= newest:
-        raise FeedCompacted(after, compacted + 1)
-    if after == newest:
-        return []
     rows = list(connection.execute(_FEED_AFTER, {"after": after, "limit": max(limit, 1)}))
+    if not rows or rows[0].revision != after + 1:
+        newest, compacted = _counters(connection)
+        if not compacted <= after <= newest:
+            raise FeedCompacted(after, compacted + 1)
+    if not rows:
+        return []
     last = rows[-1]
     if last.until > last.revision:
         rest = {"after": last.revision, "until": last.until}
