@@ -76,6 +76,7 @@ def test_who_waits_is_woken_by_the_switches_progress(served: Running, south: Sto
 
 def test_an_unconnected_edge_is_named(served: Running, south: Store) -> None:
     with served.client() as client:
+        client.topology()  # from here on the server has heard of the host, and can warn
         told = client.place("vm0", "h1", ["p"])
     assert EDGES["h1"] in told.warnings[0]
     assert "not connected" in told.warnings[0]
