@@ -81,6 +81,13 @@ class Southbound:
                 log.exception("a loop of the southbound process failed; it goes on")
                 hub.sleep(1.0)
 
+    def close(self) -> None:
+        """The process ends: switches go on with the rules that they have."""
+        for session in self.sessions.values():
+            session.end()
+        self._bell.close()
+        self.store.close()
+
     # --- The feed ----------------------------------------------------------------------
 
     def _follow_bell(self) -> None:

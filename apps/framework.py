@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -154,7 +155,8 @@ def spawn(function: Callable[..., None], *args: object) -> None:
 
 
 def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | None] | None) -> None:
-    """Load the apps and serve switches until the process is told to stop.
+    """Load the apps and serve switches until the process is told to stop; what the apps share
+    is then closed.
 
     `tls` is certificate, key, and the authority that switches' certificates must be from.
     """
@@ -169,10 +171,14 @@ def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | Non
         arguments += ["--ctl-cert", certificate, "--ctl-privkey", key]
         arguments += ["--ca-certs", authority] if authority else []
     cfg.CONF(args=arguments, project="os_ken", default_config_files=[])
+    stop = hub.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Raising in a handler would end whichever greenthread happens to run.
+        signal.signal(number, lambda *_: stop.set())
     manager = app_manager.AppManager.get_instance()
     manager.load_apps(apps)
-    services = manager.instantiate_apps(**manager.create_contexts())
-    try:
-        hub.joinall(services)
-    finally:
-        manager.close()
+    contexts = manager.create_contexts()
+    manager.instantiate_apps(**contexts)
+    stop.wait()
+    for context in contexts.values():
+        context.close()

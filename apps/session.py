@@ -67,8 +67,8 @@ class Session:
         self._wake.set()
 
     def audit(self) -> None:
-        """Compare what the switch has with what it is to have."""
-        self._send(self.channel.read(time.monotonic()))
+        """Compare a part of what the switch has with what it is to have."""
+        self._send(self.channel.audit(time.monotonic()))
 
     def changed(self, keys: set[Key], revision: int, zones: set[int]) -> None:
         """What the switch is to have differs at `keys`, as of `revision`; what conntrack knows
@@ -124,7 +124,7 @@ class Session:
             self._wake.set()
 
     def _work(self) -> None:
-        self.audit()
+        self._send(self.channel.read(time.monotonic()))
         while not self.closed:
             self._wake.wait()
             self._wake.clear()

@@ -7,7 +7,6 @@ to them, and answers what the edge cannot answer by itself. Nothing in it foreca
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import warnings
 
@@ -50,14 +49,11 @@ def main() -> int:
                 str(authority) if authority else None,
             )
         seldom_collect()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         log.info("listening for switches", extra={"host": south.host, "port": south.port})
         run(APPS, host=south.host, port=south.port, tls=tls)
     except (SettingsError, StoreError) as error:
         print(f"pleach southbound: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        pass
     return 0
 
 

@@ -78,7 +78,8 @@ class Subnet(Record):
     id: Id
     tenant: Id
     cidr: IPv4Network
-    #: First usable address of `cidr` where not given; of `cidr6` for `gateway6`.
+    #: First usable address of `cidr` where not given; of `cidr6` for `gateway6`, where None
+    #: means that IPv6 stays inside the subnet.
     gateway: IPv4Address = Field(default_factory=_first4)
     cidr6: IPv6Network | None = None
     gateway6: IPv6Address | None = Field(default_factory=_first6)
@@ -101,7 +102,7 @@ class Subnet(Record):
         if self.cidr6 is None:
             if self.gateway6 is not None:
                 raise ValueError("gateway6 is given without cidr6")
-        elif self.gateway6 not in self.cidr6:
+        elif self.gateway6 is not None and self.gateway6 not in self.cidr6:
             raise ValueError(f"gateway6 {self.gateway6} lies outside {self.cidr6}")
         return self
 

@@ -126,7 +126,12 @@ class FakeSwitch:
         (kind,) = struct.unpack_from(">H", message, 8)
         body = b""
         if kind == wire.MP_FLOW_DESC:
-            body = b"".join(_description(flow) for flow in self.table.values())
+            cookie, mask = struct.unpack_from(">QQ", message, 32)
+            body = b"".join(
+                _description(flow)
+                for flow in self.table.values()
+                if (flow.cookie ^ cookie) & mask == 0
+            )
         return wire.message(wire.MULTIPART_REPLY, xid, wire.MULTIPART.pack(kind, 0) + body)
 
 

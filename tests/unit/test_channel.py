@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.act.dataplane import channel as channel_module
 from controller.act.dataplane.channel import Channel, Stage
 from controller.act.dataplane.compiler import Desired, FlowKey, GroupKey, Key, key_of
 from controller.act.dataplane.openflow import encode, wire
@@ -118,6 +120,27 @@ def test_drift_is_found_and_repaired_and_aliens_go() -> None:
     assert {d.key for d in channel.drifts} == {key_of(x) for x in (flow(1), flow(2), flow(9))}
     settle(channel, switch)
     assert switch.flows() == {flow(1), flow(2)}
+
+
+def test_an_audit_in_parts_sees_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "PART", 3)
+    flows = [flow(port, cookie=port) for port in range(20)]
+    switch = FakeSwitch(flows)
+    channel = started(desired(*flows), switch)
+    assert channel.parts == 8
+    switch.put(flow(3, out=9, cookie=4))
+    switch.drop(flow(5))
+    switch.put(flow(30, cookie=0x1234))
+    found: set[object] = set()
+    for _ in range(channel.parts):
+        talk(channel, switch, channel.audit(0.0))
+        found |= {d.key for d in channel.drifts}
+        settle(channel, switch)
+    assert found == {key_of(flow(p)) for p in (3, 5, 30)}
+    assert switch.flows() == set(flows)
+    for _ in range(channel.parts):
+        talk(channel, switch, channel.audit(0.0))
+        assert not channel.drifts
 
 
 def test_what_is_in_flight_is_no_drift() -> None:

@@ -47,6 +47,8 @@ Found = Entry | AlienFlow | AlienGroup | AlienMeter
 #: Messages in one bundle. Open vSwitch commits some 60,000 entries a second, and serves no
 #: other bridge meanwhile.
 BATCH = 2_000
+#: Entries that one part of an audit reads, about.
+PART = 500
 #: Messages between two breaths of the sender.
 CHUNK = 200
 
@@ -103,11 +105,19 @@ class _Known(NamedTuple):
 class _Reading:
     requests: dict[int, int]  # transaction id to kind
     deadline: float
+    part: int
+    parts: int
     found: dict[Key, Found] = field(default_factory=dict)
     strange: list[AlienFlow] = field(default_factory=list)
     signatures: dict[bytes, _Known] = field(default_factory=dict)
     #: Keys that a change was under way for meanwhile: what was read of them says nothing.
     touched: set[Key] = field(default_factory=set)
+
+    def covers(self, key: Key, entry: Found) -> bool:
+        """Whether an entry would be reported in the answer."""
+        if isinstance(entry, Flow | AlienFlow):
+            return entry.cookie & (self.parts - 1) == self.part
+        return self.part == 0
 
 
 class Channel:
@@ -130,8 +140,9 @@ class Channel:
         self.complaints: list[SwitchError] = []
         self._strange: list[AlienFlow] = []
         self._zones: set[int] = set()
-        #: What the newest reading decoded, so that the next need not.
-        self._signatures: dict[bytes, _Known] = {}
+        #: What the newest reading of each part decoded, so that the next need not.
+        self._signatures: dict[tuple[int, int], dict[bytes, _Known]] = {}
+        self._part = 0
         self._batch: _Batch | None = None
         self._reading: _Reading | None = None
         self._xids = count(1)
@@ -160,21 +171,36 @@ class Channel:
     # --- What to send ------------------------------------------------------------------
 
     def read(self, now: float) -> bytes:
-        """Ask the switch for all that it has; at the start, and as an audit from then on.
-        Nothing to send while an earlier question is open."""
+        """Ask the switch for all that it has. Nothing to send while a question is open."""
+        return self._ask(now, 0, 1)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts an audit is divided: a power of two."""
+        return 1 << (max(0, len(self.installed) - 1) // PART).bit_length()
+
+    def audit(self, now: float) -> bytes:
+        """Ask the switch for the next part of what it has: entries by the last bits of their
+        cookies, which are those of a hash of their owner. A switch that tells of thousands of
+        entries at once serves nobody meanwhile."""
+        self._part += 1
+        return self._ask(now, self._part % self.parts, self.parts)
+
+    def _ask(self, now: float, part: int, parts: int) -> bytes:
         if self._reading is not None:
             return b""
-        flows, groups, meters = (next(self._xids) for _ in range(3))
-        self._reading = _Reading(
-            {flows: 0, groups: 1, meters: 2}, now + self.timeout_s, touched=set(self.dirty)
-        )
+        kinds = (0, 1, 2) if part == 0 else (0,)
+        requests = {next(self._xids): kind for kind in kinds}
+        reading = _Reading(requests, now + self.timeout_s, part, parts, touched=set(self.dirty))
         if self._batch is not None:
-            self._reading.touched.update(self._batch.outcome)
-        return (
-            encode.flow_desc_request(flows)
-            + encode.group_desc_request(groups)
-            + encode.meter_desc_request(meters)
+            reading.touched.update(self._batch.outcome)
+        self._reading = reading
+        ask = (
+            lambda xid: encode.flow_desc_request(xid, cookie=part, cookie_mask=parts - 1),
+            encode.group_desc_request,
+            encode.meter_desc_request,
         )
+        return b"".join(ask[kind](xid) for xid, kind in requests.items())
 
     def changed(self, keys: set[Key], revision: int, zones: Iterable[int] = ()) -> None:
         """`desired` differs at `keys` since `revision`; before that is put right, the
@@ -347,7 +373,7 @@ class Channel:
             self._read(reading)
 
     def _flows(self, reading: _Reading, data: bytes) -> bool:
-        reply = decode.flow_entries(data, self._signatures)
+        reply = decode.flow_entries(data, self._signatures.get((reading.part, reading.parts), {}))
         for signature, item in reply.items:
             if isinstance(item, _Known):
                 seen = item
@@ -385,9 +411,18 @@ class Channel:
         self.drifts = []
         wanted = self.desired.entries
         self._strange = list(reading.strange)
-        self._signatures = reading.signatures
+        if all(parts == reading.parts for _, parts in self._signatures):
+            self._signatures[reading.part, reading.parts] = reading.signatures
+        else:
+            self._signatures = {(reading.part, reading.parts): reading.signatures}
         self.drifts += [Drift(alien.place, alien, None) for alien in reading.strange]
-        for key in {*reading.found, *wanted, *self.installed}:
+        expected = {
+            key
+            for entries in (wanted, self.installed)
+            for key, entry in entries.items()
+            if reading.covers(key, entry)
+        }
+        for key in {*reading.found, *expected}:
             if not first and key in reading.touched:
                 continue
             found, want = reading.found.get(key), wanted.get(key)
