@@ -33,6 +33,8 @@ MAX_PORT = 0xFFFFFF00
 FEED_LIMIT = 1_000
 #: Longest that news of progress is gathered before it is told, in seconds.
 REPORT_S = 0.02
+#: Into how many phases of an interval the first audits are spread.
+PHASES = 16
 #: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN).
 PORT_DOWN, LINK_DOWN = 1, 1
 
@@ -195,7 +197,9 @@ class Southbound:
         desired = self.compiler.desired.get(datapath, Desired())
         channel = Channel(desired, self.view.state.revision)
         session = Session(datapath, connection, channel, self.report)
-        session.audit_at = time.monotonic() + self.settings.southbound.reconcile_s
+        # Switches that connect together are not to be audited together for ever.
+        turn = 1 + len(self.sessions) % PHASES / PHASES
+        session.audit_at = time.monotonic() + turn * self.settings.southbound.reconcile_s
         self.sessions[datapath] = session
         session.start()
         log.info(
