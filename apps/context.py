@@ -195,7 +195,8 @@ class Southbound:
 
         self.write(change)
         desired = self.compiler.desired.get(datapath, Desired())
-        channel = Channel(desired, self.view.state.revision)
+        window = self.settings.southbound.window
+        channel = Channel(desired, self.view.state.revision, window=window)
         session = Session(datapath, connection, channel, self.report)
         # Switches that connect together are not to be audited together for ever.
         turn = 1 + len(self.sessions) % PHASES / PHASES

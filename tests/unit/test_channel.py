@@ -190,6 +190,22 @@ def test_zones_are_forgotten_before_rules_change() -> None:
     assert sent[1] == wire.EXPERIMENTER
 
 
+def test_never_more_than_the_window_is_unanswered() -> None:
+    flows = [flow(port) for port in range(25)]
+    switch = FakeSwitch([])
+    channel = Channel(desired(*flows), 1, window=10)
+    talk(channel, switch, channel.read(0.0))
+    sizes = []
+    while sent := b"".join(channel.batch(0.0)):
+        assert not list(channel.batch(0.0))
+        before = len(switch.order)
+        talk(channel, switch, sent)
+        sizes.append(len(switch.order) - before)
+    assert sizes == [10, 10, 5]
+    assert switch.flows() == set(flows)
+    assert channel.confirmed == 1
+
+
 def test_a_silent_switch_has_a_deadline() -> None:
     channel = Channel(desired(flow(1)), 1, timeout_s=5)
     assert channel.deadline() is None

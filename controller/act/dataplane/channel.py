@@ -44,7 +44,7 @@ from controller.act.dataplane.openflow.wire import (
 #: What a switch may have at a key: an entry of our making, or something strange.
 Found = Entry | AlienFlow | AlienGroup | AlienMeter
 
-#: Messages in one bundle. Open vSwitch commits some 60,000 entries a second, and serves no
+#: Messages in one bundle, where nobody says otherwise. Open vSwitch commits some 60,000 entries a second, and serves no
 #: other bridge meanwhile.
 BATCH = 2_000
 #: Entries that one part of an audit reads, about.
@@ -123,8 +123,12 @@ class _Reading:
 class Channel:
     """The conversation with one switch, about its entries."""
 
-    def __init__(self, desired: Desired, revision: int, *, timeout_s: float = 15.0) -> None:
+    def __init__(
+        self, desired: Desired, revision: int, *, timeout_s: float = 15.0, window: int = BATCH
+    ) -> None:
         self.desired = desired
+        #: Messages of one batch, and so the most that are ever unanswered.
+        self.window = window
         self.revision = revision
         self.timeout_s = timeout_s
         self.stage = Stage.READING
@@ -238,8 +242,8 @@ class Channel:
         """The next batch of changes, in pieces; nothing where `wants_to_send` is False."""
         if not self.wants_to_send:
             return
-        keys = sorted(self.dirty, key=self._order)[:BATCH]
-        strange, self._strange = self._strange[:BATCH], self._strange[BATCH:]
+        keys = sorted(self.dirty, key=self._order)[: self.window]
+        strange, self._strange = self._strange[: self.window], self._strange[self.window :]
         self.dirty.difference_update(keys)
         complete = not self.dirty and not self._strange
         bundle, opening = next(self._bundles), next(self._xids)
