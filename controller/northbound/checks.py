@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from controller.api import Fault
-from controller.model.nouns import Nic, Placement, Record, Subnet, Vm
+from controller.model.nouns import Host, Migration, Nic, Placement, Record, Subnet, Vm
 from controller.northbound.problems import CONFLICT, INVALID, MISSING, Problem
 from controller.store import Transaction
 
@@ -52,6 +52,29 @@ def check_vm(transaction: Transaction, vm: Vm, *, with_ports: bool = True) -> No
             f"{len(vm.nics)} NIC(s)",
             "Send vm.updated with nics and ports together.",
         )
+
+
+def check_ports(transaction: Transaction, vm: str, host_id: str, ports: tuple[str, ...]) -> None:
+    """Raise Problem where a VM of another host of the same datapath has one of `ports`. (That
+    another VM of the same host has it, the store sees by itself.)"""
+    host = transaction.get(Host, host_id)
+    if host is None:
+        return
+    for other in transaction.where(Host, datapath=host.datapath):
+        if other.id == host.id:
+            continue
+        held = {p: x.vm for x in transaction.where(Placement, host=other.id) for p in x.ports}
+        for move in transaction.where(Migration, target=other.id):
+            if move.open:
+                held |= dict.fromkeys(move.ports, move.vm)
+        for port in ports:
+            if held.get(port, vm) != vm:
+                raise Problem(
+                    CONFLICT,
+                    f"port {port} of datapath {host.datapath} already belongs to vm {held[port]} "
+                    f"of host {other.id}",
+                    f"Remove vm {held[port]} first, or name the port that vm {vm} is plugged into.",
+                )
 
 
 def _misplaced(nic: Nic, subnet: Subnet, at: str) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from controller.api import EventReply, Role
 from controller.model.nouns import Host, Migration, Placement, Vm
 from controller.northbound.auth import Principal
-from controller.northbound.checks import check_vm
+from controller.northbound.checks import check_ports, check_vm
 from controller.northbound.problems import EVENT_ID_REUSED, FORBIDDEN, Problem, of_any
 from controller.observe import events
 from controller.observe.case import Known, Outcome
@@ -47,6 +47,10 @@ class Ingest:
         for record in decision.put:
             if isinstance(record, Vm):
                 _check_updated(transaction, record, decision.put)
+            if isinstance(record, Placement):
+                check_ports(transaction, record.vm, record.host, record.ports)
+            elif isinstance(record, Migration) and record.open:
+                check_ports(transaction, record.vm, record.target, record.ports)
             transaction.put(record)
         for clock, at in decision.clocks.items():
             transaction.note_event(clock, at)

@@ -156,6 +156,21 @@ def test_a_nic_on_another_tenants_subnet_is_refused(defined: Running) -> None:
     assert "belongs to tenant acme" in answer.body["detail"]
 
 
+def test_a_port_of_a_datapath_belongs_to_one_vm_whatever_the_host(defined: Running) -> None:
+    dpid = next(iter(EDGES.values()))
+    with defined.client() as client:
+        client.put(Host(id="first", datapath=dpid))
+        client.put(Host(id="same-switch", datapath=dpid))
+    assert place(defined, "vm0", "first", 1.0, "tap7").status == 200
+    refused = place(defined, "vm1", "same-switch", 1.0, "tap7")
+    assert refused.status == 409
+    assert "vm0" in refused.body["detail"]
+    assert "first" in refused.body["detail"]
+    assert place(defined, "vm1", "same-switch", 2.0, "tap8").status == 200
+    # The same VM may take its port along from one host of the switch to another.
+    assert place(defined, "vm0", "same-switch", 3.0, "tap7").status == 200
+
+
 @pytest.mark.parametrize(
     "nic",
     [

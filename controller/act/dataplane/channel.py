@@ -44,8 +44,8 @@ from controller.act.dataplane.openflow.wire import (
 #: What a switch may have at a key: an entry of our making, or something strange.
 Found = Entry | AlienFlow | AlienGroup | AlienMeter
 
-#: Messages in one bundle, where nobody says otherwise. Open vSwitch commits some 60,000 entries a second, and serves no
-#: other bridge meanwhile.
+#: Messages in one bundle, where nobody says otherwise. Open vSwitch commits some 60,000
+#: entries a second, and serves no other bridge meanwhile.
 BATCH = 2_000
 #: Entries that one part of an audit reads, about.
 PART = 500
