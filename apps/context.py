@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from apps.framework import Connection, hub, spawn
 from apps.session import Session
 from controller.act.dataplane.channel import Channel
@@ -182,6 +184,14 @@ class Southbound:
 
     def connect(self, connection: Connection) -> None:
         """A switch has said who it is, and which ports it has."""
+        if not connection.id:
+            log.error(
+                "a switch has no datapath id and cannot be used: give it one, on Open vSwitch by "
+                "`ovs-vsctl set bridge BRIDGE other-config:datapath-id=ID`",
+                extra={"address": connection.address},
+            )
+            connection.close()
+            return
         datapath = format_dpid(connection.id)
         earlier = self.sessions.pop(datapath, None)
         if earlier is not None:
@@ -241,7 +251,16 @@ def ports_of(datapath: str, connection: Connection) -> dict[int, Port]:
         up = not (desc.config & PORT_DOWN or desc.state & LINK_DOWN)
         speed = max((p.curr_speed for p in desc.properties if hasattr(p, "curr_speed")), default=0)
         name = desc.name.decode("utf-8", "replace").rstrip("\0")
-        ports[number] = Port(datapath=datapath, number=number, name=name, up=up, speed=speed * 1000)
+        try:
+            ports[number] = Port(
+                datapath=datapath, number=number, name=name, up=up, speed=speed * 1000
+            )
+        except ValidationError as error:
+            log.warning(
+                "a port is left out, for no VM could be told to be there: %s; rename it",
+                error.errors()[0]["msg"],
+                extra={"datapath": datapath, "port": number, "port_name": name},
+            )
     return ports
 
 

@@ -112,13 +112,17 @@ class Fabric(App):
                 session.audit()
 
     def _advance(self, migration: Migration) -> None:
-        """Let a migration go on by time. Its source is not drained before every switch that
-        is connected has confirmed that it sends to the target."""
+        """Let a migration go on by time. Its source is not drained before every connected edge
+        that the VM's tenant is at has confirmed that it sends to the target; others send it
+        nothing, and one of them that is stuck must hold up nobody."""
         settings = self.southbound.settings.migration
         view = self.southbound.view
-        if migration.phase is Phase.ACTIVATED:
+        vm = view.state.vms.get(migration.vm)
+        if migration.phase is Phase.ACTIVATED and vm is not None:
             flipped = self._activated.setdefault(migration.id, view.state.revision)
-            if any(s.channel.confirmed < flipped for s in self.southbound.sessions.values()):
+            senders = view.edges_of_tenant(vm.tenant)
+            sessions = self.southbound.sessions.items()
+            if any(s.channel.confirmed < flipped for d, s in sessions if d in senders):
                 return
         later = advance(migration, time.time(), settings.drain_s, settings.grace_s)
         if later is migration:
