@@ -161,14 +161,18 @@ def test_a_port_of_a_datapath_belongs_to_one_vm_whatever_the_host(defined: Runni
     with defined.client() as client:
         client.put(Host(id="first", datapath=dpid))
         client.put(Host(id="same-switch", datapath=dpid))
-    assert place(defined, "vm0", "first", 1.0, "tap7").status == 200
-    refused = place(defined, "vm1", "same-switch", 1.0, "tap7")
+
+    def placed(vm: str, host: str, port: str, at: float) -> Answer:
+        return post(defined, event("vm.placed", at, vm=vm, host=host, ports=[port]))
+
+    assert placed("vm0", "first", "tap7", 1.0).status == 200
+    refused = placed("vm1", "same-switch", "tap7", 1.0)
     assert refused.status == 409
     assert "vm0" in refused.body["detail"]
     assert "first" in refused.body["detail"]
-    assert place(defined, "vm1", "same-switch", 2.0, "tap8").status == 200
+    assert placed("vm1", "same-switch", "tap8", 2.0).status == 200
     # The same VM may take its port along from one host of the switch to another.
-    assert place(defined, "vm0", "same-switch", 3.0, "tap7").status == 200
+    assert placed("vm0", "same-switch", "tap7", 3.0).status == 200
 
 
 @pytest.mark.parametrize(
