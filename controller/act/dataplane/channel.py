@@ -219,9 +219,13 @@ class Channel:
 
     def _compare(self, key: Key) -> None:
         wanted = self.desired.entries.get(key)
+        refusal = self.refused.get(key)
+        if refusal is not None and refusal.entry != wanted:
+            # What was refused is not wanted any more: it was overtaken while it was under way.
+            del self.refused[key]
+            refusal = None
         if wanted != self._believed(key):
-            refusal = self.refused.get(key)
-            if refusal is None or refusal.entry != wanted:
+            if refusal is None:
                 self.dirty.add(key)
                 if self._reading is not None:
                     self._reading.touched.add(key)
