@@ -174,12 +174,15 @@ def server(settings: Settings, store: Store) -> Server:
     try:
         config.load()
     except ssl.SSLError as error:
+        # Which of the files it is, OpenSSL does not say.
+        files = ", ".join(str(file) for file in (tls.certificate, tls.key, tls.client_ca) if file)
         raise SettingsError(
             SettingsProblem(
-                str(tls.certificate),
+                files,
                 "northbound.tls",
                 f"cannot be used ({error.reason or error})",
-                "give a PEM certificate and the key that belongs to it",
+                "give a PEM certificate, the key that belongs to it, and as client_ca, if any, "
+                "PEM certificates too",
             )
         ) from error
     return Server(config, brain)
