@@ -31,6 +31,8 @@ M = TypeVar("M", bound=BaseModel)
 
 #: Seconds between two rounds of forgetting old events and compacting the feed.
 HOUSEKEEPING_S = 60.0
+#: Seconds between two checkpoints of the store.
+CHECKPOINT_S = 5.0
 #: Requests that may wait for something at the same time.
 MAX_WAITERS = 1_000
 
@@ -75,13 +77,17 @@ class Brain:
         return _Waiting(self)
 
     async def _keep_house(self) -> None:
+        due = 0.0
         while True:
             try:
-                await self.writer.submit(self._forget)
-                await asyncio.to_thread(self.store.compact)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + HOUSEKEEPING_S
+                    await self.writer.submit(self._forget)
+                    await asyncio.to_thread(self.store.compact)
+                await asyncio.to_thread(self.store.checkpoint)
             except (StoreError, Problem) as error:
                 log.error("housekeeping failed", extra={"cause": str(error)})
-            await asyncio.sleep(HOUSEKEEPING_S)
+            await asyncio.sleep(CHECKPOINT_S)
 
     def _forget(self, transaction: Transaction) -> None:
         now = time.time()

@@ -48,7 +48,7 @@ Found = Entry | AlienFlow | AlienGroup | AlienMeter
 #: entries a second, and serves no other bridge meanwhile.
 BATCH = 2_000
 #: Entries that one part of an audit reads, about.
-PART = 500
+PART = 250
 #: Messages between two breaths of the sender.
 CHUNK = 200
 
