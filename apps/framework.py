@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,10 +22,11 @@ os.environ.setdefault("OSKEN_HUB_TYPE", "eventlet")
 from os_ken import cfg
 from os_ken.base import app_manager
 from os_ken.controller import controller as _controller
-from os_ken.controller import handler, ofp_event
+from os_ken.controller import handler, ofp_event, ofp_handler
 from os_ken.lib import hub
 from os_ken.ofproto import ofproto_parser, ofproto_v1_5
 
+from apps import door
 from controller.act.dataplane.openflow import decode, wire
 
 __all__ = ["App", "Connection", "PacketIn", "Reply", "hub", "on", "run"]
@@ -85,9 +88,6 @@ _DESCRIPTIONS = {
     ofproto_v1_5.OFPMP_METER_DESC,
 }
 
-#: Bytes of one reading from a switch's socket.
-_READ = 1 << 16
-
 
 def _is_ours(kind: int, data: bytes) -> bool:
     if kind == wire.MULTIPART_REPLY:
@@ -119,32 +119,11 @@ def _install_parser() -> None:
     ofproto_parser._MSG_PARSERS[VERSION] = parse
 
 
-class _BufferedSocket:
-    """A socket of which small pieces are read from memory: the framework asks for 8 bytes at
-    a time, and each time would be a turn of the hub."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-        self._buffer = b""
-        self._at = 0
-
-    def recv(self, size: int) -> bytes:
-        if self._at == len(self._buffer):
-            self._buffer = self._socket.recv(_READ)
-            self._at = 0
-        piece = self._buffer[self._at : self._at + size]
-        self._at += len(piece)
-        return piece
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-
 def _install_reader() -> None:
     connect = _controller.Datapath.__init__
 
     def connected(self: Connection, socket: Any, address: object) -> None:
-        connect(self, _BufferedSocket(socket), address)
+        connect(self, door.BufferedSocket(socket, address), address)
 
     _controller.Datapath.__init__ = connected
 
@@ -154,23 +133,36 @@ def spawn(function: Callable[..., None], *args: object) -> None:
     hub.spawn(function, *args)
 
 
-def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | None] | None) -> None:
-    """Load the apps and serve switches until the process is told to stop; what the apps share
-    is then closed.
+def _install_door(listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+    """Let the framework serve whom we let in: its own server shares the port with whoever else
+    listens there, and a handshake that fails is told by a traceback alone."""
 
-    `tls` is certificate, key, and the authority that switches' certificates must be from.
-    """
+    def admit(accepted: socket.socket, address: object) -> None:
+        connection = accepted if tls is None else door.secured(accepted, address, tls)
+        if connection is not None:
+            _controller.datapath_connection_factory(connection, address)
+
+    def serve() -> None:
+        while True:
+            try:
+                accepted, address = listening.accept()
+            except OSError as error:
+                log.error("a switch could not be let in: %s", error.strerror or error)
+                hub.sleep(1.0)
+                continue
+            hub.spawn(admit, accepted, address)
+
+    ofp_handler.OpenFlowController = lambda: serve
+
+
+def run(apps: list[str], bound: socket.socket, tls: ssl.SSLContext | None) -> None:
+    """Load the apps, listen at the socket `bound` and serve the switches that connect until the
+    process is told to stop; what the apps share is then closed. Raises SettingsError where
+    somebody else has begun to listen there."""
     _install_parser()
     _install_reader()
-    arguments = ["--ofp-listen-host", host]
-    if tls is None:
-        arguments += ["--ofp-tcp-listen-port", str(port)]
-    else:
-        certificate, key, authority = tls
-        arguments += ["--ofp-ssl-listen-port", str(port)]
-        arguments += ["--ctl-cert", certificate, "--ctl-privkey", key]
-        arguments += ["--ca-certs", authority] if authority else []
-    cfg.CONF(args=arguments, project="os_ken", default_config_files=[])
+    _install_door(bound, tls)
+    cfg.CONF(args=[], project="os_ken", default_config_files=[])
     stop = hub.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Raising in a handler would end whichever greenthread happens to run.
@@ -178,7 +170,10 @@ def run(apps: list[str], *, host: str, port: int, tls: tuple[str, str, str | Non
     manager = app_manager.AppManager.get_instance()
     manager.load_apps(apps)
     contexts = manager.create_contexts()
-    manager.instantiate_apps(**contexts)
-    stop.wait()
-    for context in contexts.values():
-        context.close()
+    try:
+        door.listen(bound)
+        manager.instantiate_apps(**contexts)
+        stop.wait()
+    finally:
+        for context in contexts.values():
+            context.close()

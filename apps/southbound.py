@@ -22,6 +22,7 @@ eventlet.monkey_patch()
 import logging
 
 from apps.context import settings_of_process
+from apps.door import bind, context
 from apps.framework import run
 from controller.logs import configure
 from controller.process import seldom_collect
@@ -39,18 +40,15 @@ def main() -> int:
         settings = settings_of_process()
         configure(settings.log.level, settings.log.format)
         south = settings.southbound
-        tls = None
-        if south.tls.enabled:
-            south.tls.check("southbound.tls")
-            authority = south.tls.client_ca
-            tls = (
-                str(south.tls.certificate),
-                str(south.tls.key),
-                str(authority) if authority else None,
-            )
+        tls = context(south.tls)
+        # Before the store is opened: a second process must not touch what the first has there.
+        bound = bind(south.host, south.port)
         seldom_collect()
-        log.info("listening for switches", extra={"host": south.host, "port": south.port})
-        run(APPS, host=south.host, port=south.port, tls=tls)
+        host, port = bound.getsockname()[:2]
+        log.info(
+            "listening for switches", extra={"host": host, "port": port, "tls": tls is not None}
+        )
+        run(APPS, bound, tls)
     except (SettingsError, StoreError) as error:
         print(f"pleach southbound: {error}", file=sys.stderr)  # noqa: T201
         return 2
