@@ -185,6 +185,9 @@ def server(settings: Settings, store: Store) -> Server:
                 "PEM certificates too",
             )
         ) from error
+    if config.ssl is not None:
+        # What OpenSSL takes as the least otherwise is the distribution's choice (RFC 8996).
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return Server(config, brain)
 
 

@@ -299,6 +299,15 @@ def test_beyond_this_machine_by_leave_or_with_tls(
     assert asked == [False, True]
 
 
+def test_the_least_version_is_our_own_choice(certificate: Certificate, tmp_path: Path) -> None:
+    files = {"tls__certificate": str(certificate.certificate), "tls__key": str(certificate.key)}
+    settings = _settings(tmp_path / "state", **files)
+    with closing(open_store(settings)) as store:
+        context = server(settings, store).config.ssl
+    assert context is not None
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
 @pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca"])
 def test_files_that_are_wrong(
     wrong: str, ours: Authority, certificate: Certificate, tmp_path: Path
