@@ -156,8 +156,8 @@ class BufferedSocket:
             try:
                 self._buffer = self._connection.recv(_READ)
             except ssl.SSLError as error:
-                # No such session can go on; the framework would take it for a pause, and try
-                # again for ever without a turn of anybody else's.
+                # No such session can go on. The framework takes it for a pause without a word,
+                # and would end only because OpenSSL tells of an end when it reads again.
                 reason = error.reason or str(error)
                 log.warning(
                     "a switch's TLS connection is broken: %s",
