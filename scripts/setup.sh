@@ -29,6 +29,7 @@ labs_packages=(
     iputils-ping
     ethtool
     procps
+    udhcpc # a real DHCP client for the tests
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
