@@ -9,13 +9,16 @@ import _socket
 import logging
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
-
-from eventlet import Timeout
 
 from controller.settings import Problem, SettingsError, Tls
 
 log = logging.getLogger(__name__)
+
+#: Gives a context that raises the exception where it takes longer than so many seconds.
+Limit = Callable[[float, Exception], AbstractContextManager[object]]
 
 #: Seconds that a TLS handshake may take.
 HANDSHAKE_S = 5.0
@@ -105,12 +108,14 @@ def _not_here(host: str, port: int, error: OSError) -> SettingsError:
     return SettingsError(Problem(f"{host}:{port}", "southbound.port", cause, hint))
 
 
-def secured(accepted: socket.socket, address: object, tls: ssl.SSLContext) -> ssl.SSLSocket | None:
+def secured(
+    accepted: socket.socket, address: object, tls: ssl.SSLContext, limit: Limit
+) -> ssl.SSLSocket | None:
     """The TLS connection of a switch that has just connected; None, with the reason in the log,
     where it is turned away."""
     connection: socket.socket = accepted
     try:
-        with Timeout(HANDSHAKE_S, TimeoutError(f"no TLS handshake within {HANDSHAKE_S:g} s")):
+        with limit(HANDSHAKE_S, TimeoutError(f"no TLS handshake within {HANDSHAKE_S:g} s")):
             connection = made = tls.wrap_socket(
                 accepted, server_side=True, do_handshake_on_connect=False
             )

@@ -138,7 +138,9 @@ def _install_door(listening: socket.socket, tls: ssl.SSLContext | None) -> None:
     listens there, and a handshake that fails is told by a traceback alone."""
 
     def admit(accepted: socket.socket, address: object) -> None:
-        connection = accepted if tls is None else door.secured(accepted, address, tls)
+        connection: socket.socket | None = accepted
+        if tls is not None:
+            connection = door.secured(accepted, address, tls, hub.Timeout)
         if connection is not None:
             _controller.datapath_connection_factory(connection, address)
 

@@ -4,65 +4,70 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from apps.door import bind, context
+from controller.settings import SettingsError, Tls
 from tests.certificates import Authority
-
-SOUTHBOUND = "PLEACH_SOUTHBOUND__"
-
-
-def _ends(directory: Path, **southbound: object) -> str:
-    """What the process says as it ends for its settings; it has not touched the store."""
-    named = {f"{SOUTHBOUND}{name.upper()}": str(value) for name, value in southbound.items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "apps.southbound"],
-        env={**os.environ, "PLEACH_STATE_DIR": str(directory), **named},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(directory.glob("*.db"))
-    return done.stderr
 
 
 def test_a_port_where_somebody_listens(tmp_path: Path) -> None:
+    """The process ends before it has touched the store of the one that listens."""
     with socket.socket() as other:
-        # It would share the port, and each would get some of the switches.
+        # By this it would share the port, and each would get some of the switches.
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        said = _ends(tmp_path, port=port)
-    assert f"127.0.0.1:{port}: southbound.port: cannot be listened at" in said
+        settings = {"PLEACH_STATE_DIR": str(tmp_path), "PLEACH_SOUTHBOUND__PORT": str(port)}
+        done = subprocess.run(
+            [sys.executable, "-m", "apps.southbound"],
+            env=os.environ | settings,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert f"127.0.0.1:{port}: southbound.port: cannot be listened at" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_address_of_another_machine(tmp_path: Path) -> None:
+def test_an_address_of_another_machine() -> None:
     # TEST-NET-1 (RFC 5737), which nobody has.
-    assert "192.0.2.1:6653: southbound.port: cannot be listened at" in _ends(
-        tmp_path, host="192.0.2.1", port=6653
-    )
+    with pytest.raises(SettingsError, match=r"192\.0\.2\.1:6653: southbound\.port: cannot be"):
+        bind("192.0.2.1", 6653)
+
+
+def test_who_is_asked_for_a_certificate(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    own = authority.issue("IP:127.0.0.1")
+    assert context(Tls()) is None
+    for client_ca, asked in ((None, ssl.CERT_NONE), (authority.file, ssl.CERT_REQUIRED)):
+        tls = Tls(certificate=own.certificate, key=own.key, client_ca=client_ca)
+        made = context(tls)
+        assert made is not None
+        assert made.verify_mode is asked
+        assert made.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca"])
 def test_a_tls_file_that_is_wrong(wrong: str, tmp_path: Path) -> None:
-    authority = Authority(tmp_path / "certificates", "ours")
+    authority = Authority(tmp_path, "ours")
     own, other = authority.issue("IP:127.0.0.1"), authority.issue("IP:127.0.0.1")
     files = {"certificate": own.certificate, "key": own.key, "client_ca": authority.file}
-    bad = tmp_path / "bad.pem"
+    bad, gone = tmp_path / "bad.pem", tmp_path / "gone.pem"
     bad.write_text(other.key.read_text() if wrong == "key" else "no PEM\n")
-    named = {f"tls__{name}": path for name, path in {**files, wrong: bad}.items()}
-    said = _ends(tmp_path / "state", **named)
-    assert str(bad) in said
-    assert "southbound.tls: cannot be used" in said
-    gone = tmp_path / "gone.pem"
-    assert f"{gone}: southbound.tls.{wrong}: cannot be read" in _ends(
-        tmp_path / "state", **{**named, f"tls__{wrong}": gone}
-    )
+    with pytest.raises(SettingsError, match=r"southbound\.tls: cannot be used") as error:
+        context(Tls.model_validate({**files, wrong: bad}))
+    assert str(bad) in str(error.value)
+    with pytest.raises(SettingsError, match=rf"southbound\.tls\.{wrong}: cannot be read") as error:
+        context(Tls.model_validate({**files, wrong: gone}))
+    assert str(gone) in str(error.value)
