@@ -32,7 +32,7 @@ M = TypeVar("M", bound=BaseModel)
 #: Seconds between two rounds of forgetting old events and compacting the feed.
 HOUSEKEEPING_S = 60.0
 #: Seconds between two checkpoints of the store.
-CHECKPOINT_S = 5.0
+CHECKPOINT_S = 30.0
 #: Requests that may wait for something at the same time.
 MAX_WAITERS = 1_000
 

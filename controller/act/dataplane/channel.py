@@ -48,7 +48,7 @@ Found = Entry | AlienFlow | AlienGroup | AlienMeter
 #: entries a second, and serves no other bridge meanwhile.
 BATCH = 2_000
 #: Entries that one part of an audit reads, about.
-PART = 250
+PART = 500
 #: Messages between two breaths of the sender.
 CHUNK = 200
 
@@ -113,12 +113,6 @@ class _Reading:
     #: Keys that a change was under way for meanwhile: what was read of them says nothing.
     touched: set[Key] = field(default_factory=set)
 
-    def covers(self, key: Key, entry: Found) -> bool:
-        """Whether an entry would be reported in the answer."""
-        if isinstance(entry, Flow | AlienFlow):
-            return entry.cookie & (self.parts - 1) == self.part
-        return self.part == 0
-
 
 class Channel:
     """The conversation with one switch, about its entries."""
@@ -147,6 +141,7 @@ class Channel:
         #: What the newest reading of each part decoded, so that the next need not.
         self._signatures: dict[tuple[int, int], dict[bytes, _Known]] = {}
         self._part = 0
+        self._parted: list[set[Key]] = []
         self._batch: _Batch | None = None
         self._reading: _Reading | None = None
         self._xids = count(1)
@@ -380,6 +375,18 @@ class Channel:
             self._reading = None
             self._read(reading)
 
+    def _expected(self, reading: _Reading) -> set[Key]:
+        """Keys of what is wanted, or believed to be there, in the part that was read. They are
+        sorted into parts once a round: what has changed since is compared by its own change,
+        and in the next round."""
+        if reading.part == 0 or len(self._parted) != reading.parts:
+            self._parted = [set() for _ in range(reading.parts)]
+            for entries in (self.desired.entries, self.installed):
+                for key, entry in entries.items():
+                    cookie = entry.cookie if isinstance(entry, Flow | AlienFlow) else 0
+                    self._parted[cookie & (reading.parts - 1)].add(key)
+        return self._parted[reading.part]
+
     def _flows(self, reading: _Reading, data: bytes) -> bool:
         reply = decode.flow_entries(data, self._signatures.get((reading.part, reading.parts), {}))
         for signature, item in reply.items:
@@ -424,13 +431,7 @@ class Channel:
         else:
             self._signatures = {(reading.part, reading.parts): reading.signatures}
         self.drifts += [Drift(alien.place, alien, None) for alien in reading.strange]
-        expected = {
-            key
-            for entries in (wanted, self.installed)
-            for key, entry in entries.items()
-            if reading.covers(key, entry)
-        }
-        for key in {*reading.found, *expected}:
+        for key in {*reading.found, *self._expected(reading)}:
             if not first and key in reading.touched:
                 continue
             found, want = reading.found.get(key), wanted.get(key)

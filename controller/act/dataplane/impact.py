@@ -55,7 +55,8 @@ def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
     for name in view.tenant_subnets.get(key, ()):
         yield Unit("subnet", name)
     for name in view.tenant_vms.get(key, ()):
-        yield Unit("vm", name)
+        if name in view.places:  # a VM that is nowhere has no rules
+            yield Unit("vm", name)
 
 
 def datapaths(view: FabricView) -> set[str]:
@@ -266,6 +267,5 @@ class _Watch:
             return
         # Every edge floods to all the others; neighbours are answered where the subnet is.
         spots.update((d, unit) for d in view.edges_of_subnet(unit.key) | where)
-        spots.update(
-            (d, Unit("vm", other)) for d in where for other in view.subnet_vms.get(unit.key, ())
-        )
+        others = [Unit("vm", o) for o in view.subnet_vms.get(unit.key, ()) if o in view.places]
+        spots.update((d, other) for d in where for other in others)
