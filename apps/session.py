@@ -113,7 +113,9 @@ class Session:
         if not refused:
             return None
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        return f"{refused[0].error}: {text(refused[0].key, refused[0].entry)}{more}"
+        first = refused[0]
+        owner = self.channel.desired.owner(first.key)
+        return f"{first.error}: {text(first.key, first.entry)}, which serves {owner}{more}"
 
     def _after(self) -> None:
         if self.channel.confirmed != self._confirmed:
@@ -170,6 +172,7 @@ class Session:
                     extra={
                         "datapath": self.datapath,
                         "entry": text(refusal.key, refusal.entry),
+                        "owner": self.channel.desired.owner(refusal.key),
                     },
                 )
         self._complained = refused

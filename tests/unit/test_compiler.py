@@ -240,3 +240,12 @@ def test_core_rules_do_not_grow_with_vms() -> None:
         ]
     )
     assert compiler.desired[DPIDS[2]].entries == before
+
+
+def test_every_entry_has_an_owner_by_name() -> None:
+    compiler = Compiler(base_state())
+    owners = {
+        desired.owner(key) for desired in compiler.desired.values() for key in desired.entries
+    }
+    assert {"vm r1", "vm r2", "subnet red1", "tenant red", "switch", "paths"} <= owners
+    assert "nobody" not in owners

@@ -94,6 +94,14 @@ class Desired:
             self.units.pop(unit, None)
         return changed
 
+    def owner(self, key: Key) -> str:
+        """Whom the entry at `key` serves, such as "vm web-1"; "nobody" where it is not wanted.
+        Looks through everything: for what goes wrong."""
+        for unit, keys in self.units.items():
+            if key in keys:
+                return f"{unit.kind} {unit.key}".strip()
+        return "nobody"
+
     def become(self, other: Desired) -> set[Key]:
         """Take over all that `other` has; the keys that differ now."""
         before, self.entries, self.units = self.entries, other.entries, other.units
