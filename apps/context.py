@@ -151,7 +151,11 @@ class Southbound:
                 )
         changed = [row for row in rows.values() if row != self._reported.get(row.datapath)]
         if changed:
-            self.store.set_progress(changed)
+            try:
+                self.store.set_progress(changed)
+            except StoreError:
+                self._report.set()  # it is still to be told
+                raise
             self._reported.update((row.datapath, row) for row in changed)
 
     def _unsettled(self) -> bool:

@@ -24,6 +24,7 @@ from apps.framework import (
 from controller.model.addresses import format_dpid
 from controller.model.nouns import Migration, Phase
 from controller.observe.migrations import advance
+from controller.store.errors import StoreError
 from controller.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,15 @@ class Fabric(App):
     def state_changed(self, event: Any) -> None:
         """A switch has come or gone."""
         if event.state == MAIN:
-            self.southbound.connect(event.datapath)
+            try:
+                self.southbound.connect(event.datapath)
+            except StoreError as cause:
+                log.error(
+                    "a switch is sent away, to connect again: the store cannot be used: %s",
+                    cause,
+                    extra={"address": event.datapath.address},
+                )
+                event.datapath.close()
         else:
             self.southbound.disconnect(event.datapath)
 
@@ -89,8 +98,13 @@ class Fabric(App):
         self._ports_changed.wait()
         self._ports_changed.clear()
         gathered, self._changed_ports = self._changed_ports, set()
-        for datapath in sorted(gathered):
-            self.southbound.ports_changed(datapath)
+        try:
+            for datapath in sorted(gathered):
+                self.southbound.ports_changed(datapath)
+        except StoreError:
+            self._changed_ports |= gathered
+            self._ports_changed.set()
+            raise
 
     def _tick(self) -> None:
         hub.sleep(TICK_S)

@@ -11,7 +11,7 @@ from controller.act.dataplane.compiler import FlowKey, GroupKey, Key
 from controller.act.dataplane.openflow import decode, encode, wire
 from controller.act.dataplane.openflow.actions import get_instructions
 from controller.act.dataplane.openflow.oxm import get_tests
-from controller.act.dataplane.openflow.records import Flow, Group
+from controller.act.dataplane.openflow.records import Flow
 
 _FLOW_MOD = struct.Struct(">QQBBHHHIIIHH")
 _GROUP_MOD = struct.Struct(">HBxI")
@@ -150,6 +150,3 @@ def _description(flow: Flow) -> bytes:
 
 def _error(xid: int, kind: int, code: int, message: bytes) -> bytes:
     return wire.message(wire.ERROR, xid, struct.pack(">HH", kind, code) + message[:64])
-
-
-__all__ = ["FakeSwitch", "Group"]

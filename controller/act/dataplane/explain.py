@@ -32,7 +32,6 @@ _REASONS = {
     Owner.SUBNET: "gateway and floods of the subnet",
     Owner.VM: "where the VM is, and what it may send from",
     Owner.ACCESS: "an access rule",
-    Owner.MIGRATION: "a migration",
     Owner.DISCOVERY: "links are discovered by LLDP",
     Owner.DHCP: "DHCP is answered from the store",
     Owner.NEIGHBOUR: "IPv6 neighbours are told by the fabric",

@@ -269,7 +269,6 @@ class Owner(IntEnum):
     SUBNET = 4
     VM = 5
     ACCESS = 6
-    MIGRATION = 7
     #: Owners of what is sent up to the controller, so that a packet-in names its reader.
     DISCOVERY = 16
     DHCP = 17

@@ -62,10 +62,9 @@ class FabricView:
     #: Places by (subnet, datapath), and VMs by (datapath, port name), known port or not.
     subnet_places: dict[tuple[str, str], set[Place]] = field(default_factory=dict)
     named: dict[tuple[str, str], set[str]] = field(default_factory=dict)
-    #: VMs of a tenant; VMs with a NIC in a subnet; VMs on a host.
+    #: VMs of a tenant; VMs with a NIC in a subnet.
     tenant_vms: dict[str, set[str]] = field(default_factory=dict)
     subnet_vms: dict[str, set[str]] = field(default_factory=dict)
-    host_vms: dict[str, set[str]] = field(default_factory=dict)
     tenant_subnets: dict[str, set[str]] = field(default_factory=dict)
     tenant_rules: dict[str, set[str]] = field(default_factory=dict)
     edges: Counter[str] = field(default_factory=Counter)
