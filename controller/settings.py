@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -60,6 +62,31 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+
+_PASSWORDS = re.compile(
+    r"(?P<user>://[^\s:/?#@]*):\S*@|(?P<name>[?&](?:ssl)?password=)[^\s&#'\"]*", re.IGNORECASE
+)
+
+
+def masked(text: str) -> str:
+    """`text` with `***` for the password of every URL in it, for logs, errors and screens."""
+    return _PASSWORDS.sub(
+        lambda found: f"{found['user']}:***@" if found["user"] else f"{found['name']}***", text
+    )
+
+
+def _one_engine(url: str) -> str:
+    engine = url.partition(":")[0].partition("+")[0]
+    if engine not in ENGINES or url.count("://") != 1:
+        raise ValueError(
+            "the store lies in one database, of one engine: write sqlite:////full/path.db or "
+            "postgresql://user@host/database"
+        )
+    return url
+
+
+#: The engines that `store.url` may name.
+ENGINES = ("sqlite", "postgresql")
 
 #: Strict typing would refuse the text of a path.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: path.expanduser())]
@@ -114,8 +141,15 @@ class Tls(Section):
 class StoreSettings(Section):
     """The state of record."""
 
-    #: Where it lies: `sqlite:////full/path.db`. By default `pleach.db` in `state_dir`.
-    url: str
+    #: Where it lies: `sqlite:////full/path.db` or `postgresql://user@host/database` (a URI of
+    #: libpq; passwords by PGPASSWORD, PGPASSFILE or `?passfile=`, or in the URL, which is
+    #: never shown). By default `pleach.db` in `state_dir`.
+    url: Annotated[
+        str,
+        AfterValidator(_one_engine),
+        PlainSerializer(masked, when_used="json"),
+        Field(repr=False),
+    ]
     #: Entries of the change feed that are kept; who is further behind takes a snapshot.
     feed_keep: Annotated[int, Field(ge=100)] = 100_000
     #: Seconds to wait for another writer.
@@ -394,7 +428,10 @@ def _explain(error: dict[str, Any], places: Mapping[tuple[str, ...], str], sourc
     place = places.get(at, source)
     if error["type"] == "extra_forbidden":
         section = _model(loc[:-1])
-        hint = "" if section is None else _closest(loc[-1], list(section.model_fields))
+        if section is StoreSettings and loc[-1] in ENGINES:
+            hint = "the store has one engine, which store.url names"
+        else:
+            hint = "" if section is None else _closest(loc[-1], list(section.model_fields))
         return Problem(place, ".".join(loc), "there is no such setting", hint)
     return Problem(place, ".".join(loc), _message(error), _choices(loc))
 
@@ -402,7 +439,7 @@ def _explain(error: dict[str, Any], places: Mapping[tuple[str, ...], str], sourc
 def _message(error: dict[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     given = error["input"]
-    return message if isinstance(given, dict) else f"{message}, not {given!r}"
+    return message if isinstance(given, dict) else f"{message}, not {masked(repr(given))}"
 
 
 def _choices(loc: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from controller.settings import (
     _leaves,
     default_state_dir,
     load,
+    masked,
     safe_directory,
 )
 
@@ -92,6 +93,8 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("northbound:\n  tls:\n    key: /k\n", 2, "northbound.tls", "without certificate"),
         ("southbound:\n  tls: {require_client_certificate: true}\n", 2, "southbound.tls", "needs"),
         ("southbound:\n  lldp_s: 60\n", 1, "southbound", "longer than lldp_s"),
+        ("store:\n  url: oracle://x/y\n", 2, "store.url", "postgresql://user@host/database"),
+        ("store:\n  url: pleach.db\n", 2, "store.url", "sqlite:////full/path.db"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(
@@ -101,6 +104,47 @@ def test_what_is_wrong_is_refused_with_its_place(
     (problem,) = refused(path)
     assert problem.startswith(f"{path}:{line}: {field}")
     assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("store:\n  url: sqlite:////a.db\n  url: postgresql://u@h/d\n", [3]),
+        ("store:\n  url: sqlite:////a.db,postgresql://u@h/d\n", [2]),
+        ("store:\n  url:\n    - sqlite:////a.db\n    - postgresql://u@h/d\n", [2]),
+        ("store:\n  sqlite: /a.db\n  postgresql: {host: h}\n", [2, 3]),
+        ("store:\n  url: sqlite:////a.db\n  postgresql:\n    host: h\n", [3]),
+        ("store: {url: 'sqlite:////a.db'}\nstore: {url: 'postgresql://u@h/d'}\n", [2]),
+    ],
+)
+def test_a_store_of_two_engines_is_refused(tmp_path: Path, text: str, lines: list[int]) -> None:
+    path = write(tmp_path, text)
+    told = refused(path)
+    assert [line.split(": ")[0] for line in told] == [f"{path}:{n}" for n in lines]
+    assert all(line.split(": ")[1].startswith("store") for line in told)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:s3cret@h/d",
+        "postgresql://ann:s3/c@ret@h:5432/d?sslmode=require",
+        "postgresql://ann@h/d?password=s3cret&sslmode=require",
+        "postgresql:///d?host=/run&sslpassword=s3cret",
+    ],
+)
+def test_passwords_are_never_shown(tmp_path: Path, url: str) -> None:
+    settings = load(None, {"PLEACH_STORE__URL": url})
+    assert settings.store.url == url
+    assert "***" in settings.model_dump(mode="json")["store"]["url"]
+    shown = [repr(settings), str(settings.model_dump(mode="json")), masked(f"{url}: refused")]
+    for text in (f"store: {url}", f"store:\n  url: [{url!r}]", f"store: {{url: 'x{url}'}}"):
+        shown += refused(write(tmp_path, text))
+    shown += refused(None, {"PLEACH_STORE__URL": f"my{url}"})
+    assert len(shown) == 7
+    for text in shown:
+        assert "s3" not in text
+        assert "ret" not in text.replace("retur", "")
 
 
 def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
