@@ -11,15 +11,15 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
 
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test unit lint format bench setup setup-code clean
+.PHONY: help demo test unit lint format bench setup ryu setup-labs setup-code clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: setup ## the main job on real switches, step by step (root)
+demo: setup-labs ## the main job on real switches, step by step (root)
 	@$(PYTHON) -m mininet_labs.sandbox -- $(PYTHON) -m mininet_labs.demo
 
-test: setup ## all tests: without switches first, then on Open vSwitch (root)
+test: setup ## all tests: without switches, then on Open vSwitch under os-ken and Ryu (root)
 	@$(PYTHON) scripts/run_tests.py
 
 unit: setup-code ## the tests that need neither root nor a switch
@@ -40,13 +40,19 @@ format: setup-code ## put the code into the project's form
 bench: setup ## the benchmarks, in their quick form (root)
 	@$(PYTHON) -m tests.benchmarks all --quick
 
-setup: ## Debian's packages and the virtual environment, for all targets (root)
+setup: ## Debian's packages and the virtual environments, for all targets (root)
+	@bash scripts/setup.sh all
+
+ryu: ## the environment in which the southbound process runs under Ryu
+	@bash scripts/setup.sh ryu
+
+setup-labs:
 	@bash scripts/setup.sh labs
 
 setup-code:
 	@bash scripts/setup.sh code
 
-clean: ## remove the environment and all caches
-	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove the environments and all caches
+	rm -rf .venv .venv-ryu .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -rf pleach.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """Is the virtual environment the one that this tree asks for?
 
     .venv/bin/python -I scripts/check_environment.py [--shell]
+    .venv-ryu/bin/python -I scripts/check_environment.py [--shell]
 
 Prints what is wrong, a line each, and exits 1. With `--shell`, only what no installation into
 it could mend is looked at: where it stands, and whose Python it is.
@@ -12,11 +13,27 @@ import importlib.util
 import os
 import re
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==(\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What an environment is to have: the versions in `pins`, and modules that can be found."""
+
+    pins: str
+    modules: tuple[str, ...]
+
+
+#: By the name of the folder.
+ENVIRONMENTS = {
+    ".venv": Environment("constraints.txt", ("os_ken", "ovs", "pytest")),
+    ".venv-ryu": Environment("constraints-ryu.txt", ("ryu", "ovs", "apps")),
+}
 
 
 def pins(text: str) -> dict[str, str]:
@@ -41,9 +58,8 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def wrong_shell(root: Path) -> list[str]:
+def wrong_shell(home: Path) -> list[str]:
     """What is wrong with the environment itself: its place, its Python, what it sees."""
-    home = root / ".venv"
     faults = []
     if Path(sys.prefix) != home:
         faults.append(f"this Python belongs to {sys.prefix}, not to {home}")
@@ -57,10 +73,10 @@ def wrong_shell(root: Path) -> list[str]:
     return faults
 
 
-def wrong_content(root: Path) -> list[str]:
+def wrong_content(root: Path, wanted: Environment) -> list[str]:
     """What is missing from the environment or of another version than pinned."""
     faults = []
-    for name, version in pins((root / "constraints.txt").read_text()).items():
+    for name, version in pins((root / wanted.pins).read_text()).items():
         try:
             installed = metadata.distribution(name)
         except metadata.PackageNotFoundError:
@@ -75,15 +91,16 @@ def wrong_content(root: Path) -> list[str]:
     spec = importlib.util.find_spec("controller")
     if spec is None or spec.origin is None or root not in Path(spec.origin).parents:
         faults.append(f"`import controller` does not lead to {root}")
-    for module in ("os_ken", "ovs", "pytest"):
+    for module in wanted.modules:
         if importlib.util.find_spec(module) is None:
             faults.append(f"`import {module}` fails")
     return faults
 
 
 if __name__ == "__main__":
-    found = wrong_shell(ROOT)
+    name = Path(sys.prefix).name if Path(sys.prefix).name in ENVIRONMENTS else ".venv"
+    found = wrong_shell(ROOT / name)
     if "--shell" not in sys.argv[1:]:
-        found += wrong_content(ROOT)
+        found += wrong_content(ROOT, ENVIRONMENTS[name])
     print("".join(f"environment: {fault}\n" for fault in found), end="")
     sys.exit(1 if found else 0)

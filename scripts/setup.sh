@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Makes this tree ready to run: Debian's packages, then the virtual environment .venv.
+# Makes this tree ready to run: Debian's packages, then the virtual environment .venv, and
+# where it is asked for .venv-ryu, in which the southbound process runs under Ryu.
 #
 #   scripts/setup.sh code    what linters and tests without switches need
-#   scripts/setup.sh labs    and Open vSwitch with Mininet, for everything else (root)
+#   scripts/setup.sh ryu     and Ryu
+#   scripts/setup.sh labs    what `code` makes, with Open vSwitch and Mininet (root)
+#   scripts/setup.sh all     everything (root)
 #
 # Says nothing and returns at once where all is there already.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
-group=${1:-labs}
+group=${1:-all}
 python=/usr/bin/python3
-stamp=.build/environment
 log=.build/apt.log
 
 code_packages=(
@@ -115,38 +117,50 @@ ensure_python() {
             "Another Python does not see Debian's Mininet."
 }
 
-# ---- the virtual environment
+# ---- the virtual environments
 
-# The environment sees two packages of Debian's Python, and no other: whatever else the system
+# Let what follows be about one of the environments, `venv`.
+choose() {
+    venv=$1
+    stamp=.build/environment${venv#.venv}
+    fingerprint=$(key | sha256sum | cut -d ' ' -f 1)
+}
+
+# An environment sees two packages of Debian's Python, and no other: whatever else the system
 # has there would be mixed with what is pinned (its OpenSSL, say, with another cryptography).
 debian_packages=/usr/lib/python3/dist-packages
 
+site() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 link_debian_packages() {
-    local site path
-    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    local to path
+    to=$(site)
     for path in "$debian_packages"/{mininet,ovs} "$debian_packages"/ovs-*-info; do
-        ln -sfn "$path" "$site/${path##*/}"
+        ln -sfn "$path" "$to/${path##*/}"
     done
 }
 
 # What it was made from; the path, because its scripts and its link to this tree hold it.
 key() {
     printf '%s\n' "$root" "$("$python" -V)"
-    cat constraints.txt pyproject.toml scripts/setup.sh
+    case $venv in
+    .venv) cat constraints.txt pyproject.toml scripts/setup.sh ;;
+    .venv-ryu) cat constraints-ryu.txt scripts/setup.sh ;;
+    esac
 }
 
-check() { .venv/bin/python -I scripts/check_environment.py "$@"; }
+check() { "$venv/bin/python" -I scripts/check_environment.py "$@"; }
 
 is_ready() {
-    [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$fingerprint" ]] && check >/dev/null 2>&1
+    [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$fingerprint" ]] && check >/dev/null 2>&1
 }
 
 pip_install() {
     local attempt
     for attempt in 1 2 3; do
-        if PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 .venv/bin/python -m pip install \
+        if PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 "$venv/bin/python" -m pip install \
             --quiet --no-input --disable-pip-version-check --progress-bar off \
-            --retries 10 --timeout 60 --prefer-binary --constraint constraints.txt "$@" \
+            --retries 10 --timeout 60 --prefer-binary "$@" \
             </dev/null >&2; then
             return
         fi
@@ -156,38 +170,52 @@ pip_install() {
     return 1
 }
 
+# What is built, is built with the pinned setuptools of the environment: no build fetches another.
 fill() {
-    # Built with the pinned setuptools of the environment, so no build fetches another one.
     link_debian_packages
-    pip_install setuptools && pip_install --no-build-isolation --editable '.[dev]' && check
+    case $venv in
+    .venv)
+        pip_install --constraint constraints.txt setuptools &&
+            pip_install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+        ;;
+    .venv-ryu)
+        pip_install --constraint constraints-ryu.txt setuptools pbr &&
+            pip_install --no-build-isolation --use-pep517 --no-deps \
+                --requirement constraints-ryu.txt &&
+            "$venv/bin/python" -m pip --disable-pip-version-check check >&2 &&
+            printf '%s\n' "$root" >"$(site)/pleach.pth" # what Pleach requires is not all there
+        ;;
+    esac && check >&2
 }
 
 build_environment() {
-    say "making .venv with $("$python" -V); pip fetches about 70 packages, which can take minutes"
-    rm -rf .venv
-    "$python" -m venv .venv
+    say "making $venv with $("$python" -V); pip fetches dozens of packages, which can take minutes"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
     fill || die "the virtual environment could not be made; pip's own words are above." \
         "Nothing is lost: run it again when the package index can be reached."
 }
 
 ensure_environment() {
+    choose "$1"
+    if is_ready; then return; fi
     mkdir -p .build
     exec 9>.build/lock
     flock 9
     if is_ready; then return; fi # made meanwhile, by a set-up at the same time
     rm -f "$stamp"
-    if [[ -e .venv ]]; then
+    if [[ -e $venv ]]; then
         if ! check --shell >&2; then
             build_environment
         else
-            say "bringing .venv up to date"
+            say "bringing $venv up to date"
             fill || build_environment
         fi
     else
         build_environment
     fi
     printf '%s\n' "$fingerprint" >"$stamp"
-    say "ready"
+    say "$venv is ready"
 }
 
 # ----
@@ -195,19 +223,26 @@ ensure_environment() {
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
 export PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin:$PATH
 
+environments=(.venv)
 case $group in
 code) packages=("${code_packages[@]}") ;;
-labs)
+ryu)
+    packages=("${code_packages[@]}")
+    environments+=(.venv-ryu)
+    ;;
+labs | all)
     packages=("${code_packages[@]}" "${labs_packages[@]}")
     if ((EUID != 0)); then
         die "needs root: labs make network namespaces and run switches in them. Use sudo." \
             "Without root there are \`make unit\` and \`make lint\`."
     fi
+    if [[ $group == all ]]; then environments+=(.venv-ryu); fi
     ;;
-*) die "usage: scripts/setup.sh code|labs" ;;
+*) die "usage: scripts/setup.sh code|ryu|labs|all" ;;
 esac
 
 ensure_packages
 ensure_python
-fingerprint=$(key | sha256sum | cut -d ' ' -f 1)
-is_ready || ensure_environment
+for environment in "${environments[@]}"; do
+    ensure_environment "$environment"
+done
