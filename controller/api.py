@@ -73,6 +73,8 @@ class EventReply(Reply):
     revision: int
     reason: str
     warnings: tuple[str, ...] = ()
+    #: With `wait=applied`: when the last switch confirmed it (Unix seconds, UTC).
+    confirmed_at: float | None = None
 
 
 class BatchReply(Reply):

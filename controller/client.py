@@ -199,9 +199,18 @@ class Client:
             query["timeout"] = str(timeout_s)
         return self._parse(VmStatus, self._call("GET", f"/v1/vms/{key}", query=query))
 
-    def place(self, vm: str, host: str, ports: Sequence[str]) -> EventReply:
-        """Tell that the VM runs at `host`, its NICs in order at `ports`."""
-        return self.tell("vm.placed", vm=vm, host=host, ports=[*ports])
+    def place(
+        self,
+        vm: str,
+        host: str,
+        ports: Sequence[str],
+        *,
+        wait: bool = False,
+        timeout_s: float | None = None,
+    ) -> EventReply:
+        """Tell that the VM runs at `host`, its NICs in order at `ports`; `wait` as in `send`."""
+        event = self.event("vm.placed", {"vm": vm, "host": host, "ports": [*ports]})
+        return self.send(event, wait=wait, timeout_s=timeout_s)
 
     def update(
         self,
@@ -269,9 +278,15 @@ class Client:
         """Send one event that happened now, such as `tell("host.draining", host="hv1")`."""
         return self.send(self.event(kind, data))
 
-    def send(self, event: Mapping[str, object]) -> EventReply:
-        """Send one CloudEvent as it is."""
-        answer = self._call("POST", "/v1/events", body=event, media=CLOUDEVENT)
+    def send(
+        self, event: Mapping[str, object], *, wait: bool = False, timeout_s: float | None = None
+    ) -> EventReply:
+        """Send one CloudEvent as it is; with `wait`, return once the switches have confirmed
+        it, or raise a Problem that tells what they lacked (the event stands then too)."""
+        query: dict[str, str] = {"wait": "applied"} if wait else {}
+        if timeout_s is not None:
+            query["timeout"] = str(timeout_s)
+        answer = self._call("POST", "/v1/events", query=query, body=event, media=CLOUDEVENT)
         return self._parse(EventReply, answer)
 
     def send_batch(self, events: Iterable[Mapping[str, object]]) -> BatchReply:

@@ -44,7 +44,7 @@ class Brain:
         self.settings = settings
         self.store = store
         self.replica = Replica(store)
-        self.writer = Writer(store, self.replica.poke)
+        self.writer = Writer(store, self.replica.committed)
         self.auth = Authenticator(store)
         self.stopping = False
         #: Requests that wait for something now.

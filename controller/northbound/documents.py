@@ -96,6 +96,10 @@ def _told(model: type[BaseModel], description: str) -> dict[str, Any]:
     return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
 EVENT_OPERATION: dict[str, Any] = {
     "responses": {
         200: {
@@ -113,6 +117,10 @@ EVENT_OPERATION: dict[str, Any] = {
         }
     },
     "openapi_extra": {
+        "parameters": [
+            _query("wait", "Answer once the switches confirmed", {"const": "applied"}),
+            _query("timeout", "Seconds to wait at most", {"type": "number", "minimum": 0}),
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -136,7 +144,7 @@ EVENT_OPERATION: dict[str, Any] = {
                     "examples": {"structured": {"value": _event(EventType.VM_PLACED)}},
                 },
             },
-        }
+        },
     },
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -14,13 +15,15 @@ from starlette.responses import Response
 from controller.api import CLOUDEVENTS, BatchReply, EventReply, ProblemBody
 from controller.northbound.applied import named
 from controller.northbound.auth import Principal
-from controller.northbound.brain import Brain, parsed, principal, reply
+from controller.northbound.brain import Brain, parsed, principal, reply, shown
 from controller.northbound.documents import EVENT_OPERATION
-from controller.northbound.gate import read_body
+from controller.northbound.gate import EVENTS_PATH, Endpoint, read_body
 from controller.northbound.ingest import Ingest
-from controller.northbound.problems import MALFORMED, TOO_LARGE, Problem, of_any
+from controller.northbound.problems import INVALID, MALFORMED, TOO_LARGE, Problem, of_any
+from controller.northbound.waiting import applied
 from controller.observe.cloudevents import (
     Event,
+    HostEvent,
     MigrationCompleted,
     MigrationStarted,
     VmPlaced,
@@ -34,27 +37,80 @@ _TURN = 32
 
 
 def router(brain: Brain) -> APIRouter:
-    """The route of events."""
+    """The route of events, for the document; the gate leads to the same endpoint directly."""
     routes = APIRouter(tags=["events"])
+    routes.post(EVENTS_PATH, operation_id="post_events", **EVENT_OPERATION)(endpoint(brain))
+    return routes
 
-    @routes.post("/v1/events", operation_id="post_events", **EVENT_OPERATION)
+
+def endpoint(brain: Brain) -> Endpoint:
+    """What answers `POST /v1/events`."""
+
     async def post_events(request: Request) -> Response:
         """Tell what happened to VMs and hosts. Each event is applied once, whatever is sent twice.
 
-        The reply's `revision` can be waited for by `GET /v1/vms/{id}?wait=applied`. In a batch
-        each event has a result of its own, and a refused one does not disturb the others."""
+        With `wait=applied` the reply to an event about a VM comes once the switches have
+        confirmed it; without, its `revision` can be waited for by
+        `GET /v1/vms/{id}?wait=applied`. In a batch each event has a result of its own, and a
+        refused one does not disturb the others."""
         body = parsed(await read_body(request))
         who = principal(request)
+        patience_s = _patience(brain, request.query_params)
         if request.headers.get("content-type", "").partition(";")[0].strip() == CLOUDEVENTS:
+            if patience_s is not None:
+                raise _no_wait("a batch", "Wait for the VMs of its events one by one.")
             return await _batch(brain, body, who)
         if "ce-specversion" in request.headers:
             body = _from_headers(request.headers, body)
-        answer = await _take(brain, body, who)
+        event = parse(body)
+        if patience_s is not None and isinstance(event.data, HostEvent):
+            raise _no_wait(f"{event.type}, which changes no rule,", "Leave wait out.")
+        answer = await _take(brain, event, who)
         if isinstance(answer, Problem):
             raise answer
+        if patience_s is not None:
+            answer = await _confirmed(brain, event.about, answer, patience_s)
         return reply(answer, revision=answer.revision)
 
-    return routes
+    return post_events
+
+
+def _patience(brain: Brain, query: Mapping[str, str]) -> float | None:
+    """Seconds to wait for the switches at most, or None where nobody asks for that."""
+    longest = brain.settings.northbound.wait_timeout_s
+    wait, given = query.get("wait"), query.get("timeout")
+    if wait is None:
+        return None
+    if wait != "applied":
+        raise Problem(INVALID, f"wait is {shown(wait)}", "Write wait=applied, or leave it out.")
+    try:
+        seconds = longest if given is None else float(given)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise Problem(
+            INVALID, f"timeout is {shown(given)}", f"Give seconds, from 0 to {longest:g}."
+        )
+    return min(seconds, longest)
+
+
+def _no_wait(what: str, mend: str) -> Problem:
+    return Problem(INVALID, f"wait=applied is not possible for {what}", mend)
+
+
+async def _confirmed(brain: Brain, vm: str, answer: EventReply, patience_s: float) -> EventReply:
+    """The answer to an event that is written, once the switches have confirmed it. Where they
+    do not, the problem says that the event itself stands."""
+    await brain.replica.reach(answer.revision)
+    if vm not in brain.replica.state.vms:
+        return answer
+    try:
+        told = await applied(brain, vm, answer.revision, patience_s)
+    except Problem as problem:
+        raise problem.after(
+            f"the event was taken ({answer.outcome}, revision {answer.revision}), but "
+        ) from None
+    return answer.model_copy(update={"confirmed_at": told.confirmed_at})
 
 
 async def _batch(brain: Brain, body: object, who: Principal) -> Response:
@@ -69,7 +125,7 @@ async def _batch(brain: Brain, body: object, who: Principal) -> Response:
         )
     tasks = []
     for index, message in enumerate(body, 1):
-        tasks.append(asyncio.ensure_future(_take(brain, message, who)))
+        tasks.append(asyncio.ensure_future(_parsed_and_taken(brain, message, who)))
         if index % _TURN == 0:
             await asyncio.sleep(0)
     results: list[EventReply | ProblemBody] = []
@@ -91,9 +147,12 @@ def _told(error: Exception) -> ProblemBody:
     return problem.body()
 
 
-async def _take(brain: Brain, message: object, who: Principal) -> EventReply | Problem:
+async def _parsed_and_taken(brain: Brain, message: object, who: Principal) -> EventReply | Problem:
+    return await _take(brain, parse(message), who)
+
+
+async def _take(brain: Brain, event: Event, who: Principal) -> EventReply | Problem:
     """One event as far as its reply; what is refused is returned or raised."""
-    event = parse(message)
     work = Ingest(event, who, time.time(), brain.settings.northbound.event_skew_s)
     answer = await brain.writer.submit(work)
     fields = {

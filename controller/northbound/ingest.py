@@ -86,13 +86,12 @@ class Ingest:
         if named is not None:
             moves[named.id] = named
         hosts = {key: transaction.get(Host, key) for key in wanted.hosts}
-        clocks = {clock: transaction.last_event(clock) for clock in wanted.clocks}
         return Known(
             vm=vm,
             placement=placement,
             migrations=moves,
             hosts={key: host for key, host in hosts.items() if host is not None},
-            clocks={clock: at for clock, at in clocks.items() if at is not None},
+            clocks=transaction.last_events(wanted.clocks),
         )
 
     def _authorise(self, known: Known) -> None:

@@ -89,6 +89,10 @@ class Problem(Exception):  # noqa: N818 - the name that RFC 9457 gives it
             faults=self.faults,
         )
 
+    def after(self, what: str) -> Problem:
+        """The same problem, its detail led in by `what` had been done before."""
+        return Problem(self.type, what + self.detail, self.mend, self.faults, self.headers)
+
     def response(self) -> Response:
         """The problem as a reply."""
         content = to_json(self.body())

@@ -23,21 +23,11 @@ from controller.api import (
     VmStatus,
 )
 from controller.model.nouns import Migration, Placement
-from controller.northbound.applied import Hindrance, status
 from controller.northbound.brain import Brain, reply
 from controller.northbound.documents import replies
-from controller.northbound.problems import (
-    INVALID,
-    NOT_APPLIED,
-    TIMEOUT,
-    UNAVAILABLE,
-    Problem,
-)
+from controller.northbound.problems import INVALID, Problem
 from controller.northbound.record_routes import After, Filter, Key, Limit, no_such, page
-
-#: Seconds for which a missing port or switch may still turn up while somebody waits: a
-#: hypervisor tells of a port in the moment in which it plugs it in.
-TURN_UP_S = 2.0
+from controller.northbound.waiting import applied, stopping, vm_status
 
 #: What these routes answer with, for the document.
 MODELS: list[type[BaseModel]] = [
@@ -94,57 +84,13 @@ def _add_vm(routes: APIRouter, brain: Brain) -> None:
             )
         wanted = newest if revision is None else revision
         if wait is None:
-            told, _ = _status(brain, key, wanted)
+            told, _ = vm_status(brain, key, wanted)
         else:
             longest = brain.settings.northbound.wait_timeout_s
-            told = await _applied(
+            told = await applied(
                 brain, key, wanted, longest if timeout is None else min(timeout, longest)
             )
         return reply(told, revision=newest)
-
-
-def _status(brain: Brain, key: str, revision: int) -> tuple[VmStatus, list[Hindrance]]:
-    replica = brain.replica
-    vm = replica.state.vms.get(key)
-    if vm is None:
-        raise no_such("vm", key)
-    return status(replica.state, replica.progress, replica.port_number, vm, revision)
-
-
-async def _applied(brain: Brain, key: str, revision: int, timeout_s: float) -> VmStatus:
-    """The VM's status once it is applied. Raises Problem where that does not come about."""
-    began = time.monotonic()
-    with brain.waiting():
-        while True:
-            told, hindrances = _status(brain, key, revision)
-            if told.applied:
-                return told
-            waited = time.monotonic() - began
-            blocked = any(hindrance.blocked for hindrance in hindrances)
-            left = (min(timeout_s, TURN_UP_S) if blocked else timeout_s) - waited
-            if left <= 0:
-                raise _not_applied(key, revision, hindrances, waited)
-            if brain.stopping:
-                raise _stopping()
-            await brain.replica.changed(left)
-
-
-def _not_applied(key: str, revision: int, hindrances: list[Hindrance], waited: float) -> Problem:
-    hindrances = sorted(hindrances, key=lambda hindrance: not hindrance.blocked)
-    type_ = NOT_APPLIED if hindrances[0].blocked else TIMEOUT
-    more = f" (and {len(hindrances) - 1} more)" if len(hindrances) > 1 else ""
-    causes = "; ".join(hindrance.detail for hindrance in hindrances[:5])
-    return Problem(
-        type_,
-        f"vm {key} at revision {revision} after {waited:.1f} s: {causes}{more}",
-        hindrances[0].mend,
-    )
-
-
-def _stopping() -> Problem:
-    return Problem(
-        UNAVAILABLE, "the server is stopping", "Ask again.", headers={"retry-after": "1"}
-    )
 
 
 def _add_places(routes: APIRouter, brain: Brain) -> None:
@@ -284,7 +230,7 @@ def _add_health(routes: APIRouter, brain: Brain) -> None:
     async def ready() -> Response:
         """Whether the store can be read, and how many datapaths are connected."""
         if brain.stopping:
-            raise _stopping()
+            raise stopping()
         await brain.replica.refresh()
         progress = brain.replica.progress.values()
         return reply(

@@ -62,8 +62,23 @@ class Replica:
         self._notify()
 
     def poke(self) -> None:
-        """Look at the store soon: this process has committed something."""
+        """Look at the store soon."""
         self._poked.set()
+
+    def committed(self, changes: list[Change]) -> None:
+        """This process has written `changes`: they are taken over as they are where nothing
+        of others lies between, and else read from the store soon."""
+        if changes and changes[0].revision == self.state.revision + 1:
+            for change in changes:
+                self._apply(change)
+            self._notify()
+        elif changes and changes[-1].revision > self.state.revision:
+            self.poke()
+
+    async def reach(self, revision: int) -> None:
+        """Return once `state` holds `revision`, which is committed. Raises StoreError."""
+        if self.state.revision < revision:
+            await self.refresh()
 
     def port_number(self, datapath: str, name: str) -> int | None:
         """The number of the port with this name at this datapath."""
@@ -102,7 +117,8 @@ class Replica:
                 await self._reload()
                 continue
             for change in changes:
-                self._apply(change)
+                if change.revision > self.state.revision:  # not taken over meanwhile
+                    self._apply(change)
             more = len(changes) >= _LIMIT
 
     def _read(self, after: int) -> tuple[list[Change], dict[str, Progress]]:

@@ -34,7 +34,7 @@ from controller.northbound import (
 from controller.northbound.auth import make_operator_token
 from controller.northbound.brain import Brain
 from controller.northbound.documents import document
-from controller.northbound.gate import Gate
+from controller.northbound.gate import EVENTS_PATH, Gate
 from controller.northbound.problems import INVALID, METHOD, NOT_FOUND, Problem, of_any
 from controller.observe.cloudevents import Refused
 from controller.process import seldom_collect
@@ -85,7 +85,8 @@ def application(brain: Brain) -> Gate:
     app.add_exception_handler(RequestValidationError, _told_query)
     app.add_exception_handler(HTTPException, _told_http)
     app.add_exception_handler(Exception, _told)
-    return Gate(app, brain.settings.northbound, brain.auth)
+    direct = {("POST", EVENTS_PATH): event_routes.endpoint(brain)}
+    return Gate(app, brain.settings.northbound, brain.auth, direct)
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from controller.model.state import Change
 from controller.northbound.problems import UNAVAILABLE, Problem
 from controller.store import Store, Transaction
 
@@ -38,9 +39,10 @@ class _Job:
 
 
 class Writer:
-    """The thread that writes. `committed` is called in the loop after each commit."""
+    """The thread that writes. `committed` is called in the loop with what was changed, after
+    each commit and before anybody is told of it."""
 
-    def __init__(self, store: Store, committed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, committed: Callable[[list[Change]], None]) -> None:
         self._store = store
         self._committed = committed
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -94,34 +96,39 @@ class Writer:
             job = None if last else self._jobs.get()
 
     def _do(self, group: list[_Job]) -> None:
+        changes: list[Change] = []
         try:
-            self._commit(group)
+            changes += self._commit(group)
         except Exception as error:
             if len(group) == 1:
                 group[0].error = error
             else:
                 for job in group:
-                    self._do_alone(job)
+                    changes += self._do_alone(job)
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, group)
+        self._loop.call_soon_threadsafe(self._deliver, group, changes)
 
-    def _do_alone(self, job: _Job) -> None:
+    def _do_alone(self, job: _Job) -> list[Change]:
         try:
-            self._commit([job])
+            return self._commit([job])
         except Exception as error:
             job.error = error
+            return []
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Job]) -> list[Change]:
         with self._store.transaction() as transaction:
             for job in group:
                 job.result = job.work(transaction)
+        return transaction.changes
 
-    def _deliver(self, group: list[_Job]) -> None:
-        for job in group:
-            if job.future.done():  # whoever asked has gone
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
-        self._committed()
+    def _deliver(self, group: list[_Job], changes: list[Change]) -> None:
+        try:
+            self._committed(changes)
+        finally:
+            for job in group:
+                if job.future.done():  # whoever asked has gone
+                    continue
+                if job.error is not None:
+                    job.future.set_exception(job.error)
+                else:
+                    job.future.set_result(job.result)

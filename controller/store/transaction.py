@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar, cast
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, func, insert, selec
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from controller.model.nouns import Migration, Placement, Record, Vm
+from controller.model.state import Change
 from controller.store import schema
 from controller.store.errors import Duplicate, NumbersExhausted, StoreError
 from controller.store.records import EventReceipt, Progress, Token
@@ -82,8 +84,8 @@ _REMEMBER = text(
 _SEEN = select(schema.event).where(
     schema.event.c.source == bindparam("source"), schema.event.c.event_id == bindparam("id")
 )
-_LAST_EVENT = select(func.max(schema.event_time.c.at)).where(
-    schema.event_time.c.subject.in_([bindparam("subject"), ""])
+_LAST_EVENTS = select(schema.event_time.c.subject, schema.event_time.c.at).where(
+    schema.event_time.c.subject.in_(bindparam("subjects", expanding=True))
 )
 
 
@@ -95,6 +97,10 @@ class Transaction:
         self._connection = connection
         self._base = self._counter("revision")
         self._entries: list[tuple[str, str, str | None]] = []
+        #: What was changed, as consumers of the feed will have it.
+        self.changes: list[Change] = []
+        # One writer at a time: what was read or written once in it stays true to its end.
+        self._bodies: dict[tuple[str, str], str | None] = {}
         #: Whether anything was written.
         self.dirty = False
 
@@ -148,8 +154,9 @@ class Transaction:
             if before is None and shape.max_number:
                 record = self._numbered(shape, record)
             body = record.model_dump_json()
+            self._bodies[record.kind, record.key] = body
             self._write(shape, record, body, before)
-        self._entries.append((record.kind, record.key, body))
+        self._enter(record.kind, record.key, body, record)
         return record
 
     def delete(self, cls: type[R], key: str) -> bool:
@@ -160,11 +167,12 @@ class Transaction:
             return False
         with self._whole(lambda: why_not_deleted(self._connection, cls.kind, key)):
             self._connection.execute(_DELETE[cls.kind], {"key": key})
+            self._bodies[cls.kind, key] = None
             if isinstance(before, Placement | Migration):
                 self._replug(before.vm)
             if cls.kind == "datapath":
                 self._delete_where(schema.progress, datapath=key)
-        self._entries.append((cls.kind, key, None))
+        self._enter(cls.kind, key, None, None)
         return True
 
     # Events.
@@ -181,12 +189,21 @@ class Transaction:
             raise Duplicate("event", "id", receipt.event_id, holder)
         self.dirty = True
 
-    def last_event(self, subject: str) -> float | None:
-        """Time of the newest event about a VM or host, of which `note_event` was told, even
+    def last_events(self, subjects: Iterable[str]) -> dict[str, float]:
+        """Time of the newest event about each VM or host, of which `note_event` was told, even
         where the subject is gone. Where it was forgotten: the newest time forgotten of any
-        subject, so that no older event is ever taken for a new one. Unix seconds."""
-        newest: float | None = self._connection.scalar(_LAST_EVENT, {"subject": subject})
-        return newest
+        subject, so that no older event is ever taken for a new one. Unix seconds; without
+        the subjects of which nothing was ever noted while nothing was forgotten."""
+        wanted = [*subjects]
+        rows = self._connection.execute(_LAST_EVENTS, {"subjects": [*wanted, ""]})
+        noted: dict[str, float] = dict(rows.all())
+        forgotten = noted.get("", -math.inf)
+        newest = {subject: max(noted.get(subject, forgotten), forgotten) for subject in wanted}
+        return {subject: at for subject, at in newest.items() if at > -math.inf}
+
+    def last_event(self, subject: str) -> float | None:
+        """`last_events` of one subject, or None."""
+        return self.last_events([subject]).get(subject)
 
     def note_event(self, subject: str, at: float) -> None:
         """Remember the time of an event about `subject`; an older time changes nothing."""
@@ -272,28 +289,42 @@ class Transaction:
         self._count("revision", until)
 
     def _body(self, shape: Shape, key: str) -> str | None:
-        return cast("str | None", self._connection.scalar(_BODY[shape.kind], {"key": key}))
+        at = shape.kind, key
+        if at not in self._bodies:
+            self._bodies[at] = self._connection.scalar(_BODY[shape.kind], {"key": key})
+        return self._bodies[at]
+
+    def _enter(self, kind: str, key: str, body: str | None, record: Record | None) -> None:
+        self._entries.append((kind, key, body))
+        self.changes.append(Change(self.revision, kind, key, record))
 
     @contextmanager
     def _whole(self, why: Callable[[], StoreError | None]) -> Iterator[None]:
         """All that is written inside, or nothing; `why` explains a constraint that failed."""
         failed: IntegrityError | None = None
-        savepoint = self._connection.begin_nested()
+        # As plain SQL, which both engines take: SQLAlchemy's own costs twice as much.
+        self._connection.exec_driver_sql("SAVEPOINT whole")
+        known = self._bodies.copy()
         try:
             yield
         except IntegrityError as error:
-            savepoint.rollback()
+            self._take_back(known)
             failed = error
         except DBAPIError:
             raise  # the database is in trouble: nothing of the transaction will be kept
         except BaseException:
-            savepoint.rollback()
+            self._take_back(known)
             raise
         else:
-            savepoint.commit()
+            self._connection.exec_driver_sql("RELEASE SAVEPOINT whole")
             self.dirty = True
         if failed is not None:
             raise why() or failed from failed
+
+    def _take_back(self, known: dict[tuple[str, str], str | None]) -> None:
+        self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT whole")
+        self._connection.exec_driver_sql("RELEASE SAVEPOINT whole")
+        self._bodies = known
 
     def _write(self, shape: Shape, record: Record, body: str, before: Record | None) -> None:
         row = shape.row(record, body)

@@ -18,6 +18,7 @@ from northbound_server import (
     wipe,
 )
 
+from controller.api import CLOUDEVENT, CLOUDEVENTS
 from controller.client import Problem
 from controller.model.nouns import Datapath, Host
 from controller.store import Store
@@ -72,6 +73,60 @@ def test_who_waits_is_woken_by_the_switches_progress(served: Running, south: Sto
         waiting = pool.submit(client.vm, "vm0", wait=True, revision=told.revision)
         confirm(south, told.revision)
         assert waiting.result(timeout=20).applied
+
+
+def test_the_answer_to_an_event_waits_for_the_switches(served: Running, south: Store) -> None:
+    connect(south, (EDGES["h1"], "p"))
+    with served.client() as client, ThreadPoolExecutor(1) as pool:
+        before = south.revision
+        waiting = pool.submit(client.place, "vm0", "h1", ["p"], wait=True)
+        while south.revision == before:
+            assert not waiting.done()
+        confirm(south, south.revision)
+        told = waiting.result(timeout=20)
+    assert (told.outcome, told.revision, told.confirmed_at) == ("applied", south.revision, 1e9)
+
+
+def test_an_event_that_is_not_confirmed_in_time_stands(served: Running, south: Store) -> None:
+    connect(south, (EDGES["h1"], "p"))
+    with served.client() as client:
+        confirm(south, south.revision)
+        client.topology()  # from here on the server has heard of switch and port
+        event = client.event("vm.placed", {"vm": "vm0", "host": "h1", "ports": ["p"]})
+        with pytest.raises(Problem) as late:
+            client.send(event, wait=True, timeout_s=0.05)
+        assert (late.value.type, late.value.status) == ("timeout", 504)
+        assert f"the event was taken (applied, revision {south.revision})" in late.value.detail
+        confirm(south, south.revision)
+        again = client.send(event, wait=True)
+    assert (again.outcome, again.confirmed_at) == ("replayed", 1e9)
+
+
+@pytest.mark.parametrize(
+    ("query", "cause"),
+    [
+        ({"wait": "soon"}, 'wait is "soon"'),
+        ({"wait": "applied", "timeout": "long"}, 'timeout is "long"'),
+        ({"wait": "applied", "timeout": "-1"}, 'timeout is "-1"'),
+        ({"wait": "applied", "timeout": "nan"}, 'timeout is "nan"'),
+        ({"wait": "applied"}, "host.up"),
+    ],
+)
+def test_a_wait_that_makes_no_sense_is_refused_before_anything_is_written(
+    served: Running, south: Store, query: dict[str, str], cause: str
+) -> None:
+    before = south.revision
+    with served.client() as client:
+        event = client.event("host.up", {"host": "h1"})
+        with pytest.raises(Problem) as problem:
+            client._call("POST", "/v1/events", query=query, body=event, media=CLOUDEVENT)
+        assert (problem.value.type, problem.value.status) == ("invalid", 422)
+        assert cause in problem.value.detail
+        with pytest.raises(Problem, match="a batch"):
+            client._call(
+                "POST", "/v1/events", query={"wait": "applied"}, body=[event], media=CLOUDEVENTS
+            )
+    assert south.revision == before
 
 
 def test_an_unconnected_edge_is_named(served: Running, south: Store) -> None:
