@@ -23,6 +23,7 @@ code_packages=(
     util-linux          # unshare: tests with a file system of their own
     mount
     git                 # to see which files a run left in the tree
+    postgresql          # the store on its other engine: tests start a server of their own
 )
 labs_packages=(
     openvswitch-switch

@@ -7,6 +7,7 @@ from controller.store.errors import (
     InUse,
     Missing,
     NumbersExhausted,
+    OutcomeUnknown,
     SchemaTooNew,
     StoreBusy,
     StoreCorrupt,
@@ -16,7 +17,7 @@ from controller.store.errors import (
     StoreUnavailable,
 )
 from controller.store.records import AuditEntry, EventReceipt, Progress, Token
-from controller.store.store import Store, backup
+from controller.store.store import Store, backup, copy_store
 from controller.store.transaction import Transaction
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "InUse",
     "Missing",
     "NumbersExhausted",
+    "OutcomeUnknown",
     "Progress",
     "SchemaTooNew",
     "Store",
@@ -40,4 +42,5 @@ __all__ = [
     "Token",
     "Transaction",
     "backup",
+    "copy_store",
 ]

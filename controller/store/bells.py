@@ -1,7 +1,8 @@
 """Bells: how a commit wakes the consumers of the feed in other processes within a millisecond.
 
-A bell is a Unix datagram socket in a directory beside the database; whoever commits sends
-one byte to each. A lost ring loses nothing, because consumers poll as well.
+Beside an SQLite database, a bell is a Unix datagram socket in a directory; whoever commits
+sends one byte to each. (For PostgreSQL see `controller.store.notices`.) A lost ring loses
+nothing, because consumers poll as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 import select
 import socket
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from controller.settings import safe_directory
@@ -23,8 +25,51 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
-class Bell:
+class Bell(ABC):
     """One consumer's bell. To be waited for by one thread, greenthread or loop at a time."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Readable when the bell rang: for selectors and asyncio's `add_reader`, whose
+        callback then calls `drain`."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Take all rings, without waiting."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Be no consumer any more. May be called twice."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait at most `timeout` seconds (None: for ever); whether it rang. Rings are drained."""
+        rang = bool(readable([self.fileno()], timeout))
+        if rang:
+            self.drain()
+        return rang
+
+
+def readable(descriptors: list[int], timeout: float | None) -> list[int]:
+    """Those of `descriptors` that can be read, after at most `timeout` seconds (None: for ever).
+    Other greenthreads go on meanwhile."""
+    # eventlet replaces `select` and takes `poll` away; where there is `poll`, it is used
+    # because `select` fails with descriptors past 1023.
+    if not hasattr(select, "poll"):
+        return select.select(descriptors, [], [], timeout)[0]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [found for found, _ in poll.poll(None if timeout is None else timeout * 1000)]
+
+
+def check_name(name: str) -> None:
+    """ValueError where `name` cannot be that of a bell."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a bell: use 1 to 40 of A-Z a-z 0-9 _ -")
+
+
+class SocketBell(Bell):
+    """A datagram socket at `path`."""
 
     def __init__(self, path: Path, address: str) -> None:
         self.path = path
@@ -33,26 +78,9 @@ class Bell:
         self._socket.bind(address)
 
     def fileno(self) -> int:
-        """Readable when the bell rang: for selectors and asyncio's `add_reader`, whose
-        callback then calls `drain`."""
         return self._socket.fileno()
 
-    def wait(self, timeout: float | None) -> bool:
-        """Wait at most `timeout` seconds (None: for ever); whether it rang. Rings are drained."""
-        # eventlet replaces `select` and takes `poll` away; where there is `poll`, it is used
-        # because `select` fails with descriptors past 1023.
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self._socket.fileno(), select.POLLIN)
-            rang = bool(poll.poll(None if timeout is None else timeout * 1000))
-        else:
-            rang = bool(select.select([self._socket], [], [], timeout)[0])
-        if rang:
-            self.drain()
-        return rang
-
     def drain(self) -> None:
-        """Take all rings, without waiting."""
         while True:
             try:
                 self._socket.recv(16)
@@ -60,7 +88,6 @@ class Bell:
                 return
 
     def close(self) -> None:
-        """Be no consumer any more. May be called twice."""
         self.path.unlink(missing_ok=True)
         self._socket.close()
 
@@ -77,18 +104,17 @@ class Ringer:
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
-        self._own: dict[str, Bell] = {}
+        self._own: dict[str, SocketBell] = {}
         self._lock = threading.Lock()
         self._complained: set[str] = set()
 
-    def bell(self, name: str) -> Bell:
+    def bell(self, name: str) -> SocketBell:
         """A new bell. ValueError where `name` has other than letters, digits, _ and -."""
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a bell: use 1 to 40 of A-Z a-z 0-9 _ -")
+        check_name(name)
         # The random part tells apart processes of containers that have the same number.
         file = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
-            bell = Bell(self._directory / file, self._address(file))
+            bell = SocketBell(self._directory / file, self._address(file))
         except OSError as error:
             raise StoreUnavailable(
                 str(self._directory / file),

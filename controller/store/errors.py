@@ -94,5 +94,9 @@ class StoreUnavailable(StoreError):
     """The database cannot be reached, or its disk reports errors."""
 
 
+class OutcomeUnknown(StoreUnavailable):
+    """The connection broke during a commit, which was either kept wholly or not at all."""
+
+
 class SchemaTooNew(StoreError):
     """The database was written by a newer Pleach."""

@@ -36,21 +36,23 @@ metadata = MetaData(
 
 #: Only an INTEGER primary key is SQLite's own row number, without an index beside it.
 BigKey = BigInteger().with_variant(Integer, "sqlite")
+#: Compared by code point on every engine, whatever language the database was made for.
+Name = String().with_variant(String(collation="C"), "postgresql")
 
 datapath = Table(
     "datapath",
     metadata,
-    Column("key", String, primary_key=True),
+    Column("key", Name, primary_key=True),
     Column("number", Integer, nullable=False, unique=True),
     Column("body", Text, nullable=False),
 )
 port = Table(
     "port",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("datapath", String, ForeignKey("datapath.key"), nullable=False),
+    Column("key", Name, primary_key=True),
+    Column("datapath", Name, ForeignKey("datapath.key"), nullable=False),
     Column("number", BigInteger, nullable=False),
-    Column("name", String, nullable=False),
+    Column("name", Name, nullable=False),
     Column("body", Text, nullable=False),
     UniqueConstraint("datapath", "number"),
     Index("ix_port_datapath_name", "datapath", "name"),
@@ -58,10 +60,10 @@ port = Table(
 link = Table(
     "link",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("datapath", String, ForeignKey("datapath.key"), nullable=False),
+    Column("key", Name, primary_key=True),
+    Column("datapath", Name, ForeignKey("datapath.key"), nullable=False),
     Column("port", BigInteger, nullable=False),
-    Column("to_datapath", String, ForeignKey("datapath.key"), nullable=False, index=True),
+    Column("to_datapath", Name, ForeignKey("datapath.key"), nullable=False, index=True),
     Column("to_port", BigInteger, nullable=False),
     Column("body", Text, nullable=False),
     UniqueConstraint("datapath", "port"),
@@ -69,15 +71,15 @@ link = Table(
 tenant = Table(
     "tenant",
     metadata,
-    Column("key", String, primary_key=True),
+    Column("key", Name, primary_key=True),
     Column("number", Integer, nullable=False, unique=True),
     Column("body", Text, nullable=False),
 )
 subnet = Table(
     "subnet",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("key", Name, primary_key=True),
+    Column("tenant", Name, ForeignKey("tenant.key"), nullable=False, index=True),
     Column("number", Integer, nullable=False, unique=True),
     Column("body", Text, nullable=False),
 )
@@ -85,26 +87,26 @@ subnet = Table(
 host = Table(
     "host",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("datapath", String, nullable=False, index=True),
+    Column("key", Name, primary_key=True),
+    Column("datapath", Name, nullable=False, index=True),
     Column("body", Text, nullable=False),
 )
 vm = Table(
     "vm",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("key", Name, primary_key=True),
+    Column("tenant", Name, ForeignKey("tenant.key"), nullable=False, index=True),
     Column("body", Text, nullable=False),
 )
 nic = Table(
     "nic",
     metadata,
-    Column("mac", String, primary_key=True),
-    Column("vm", String, ForeignKey("vm.key", ondelete="CASCADE"), nullable=False, index=True),
-    Column("subnet", String, ForeignKey("subnet.key"), nullable=False),
-    Column("ipv4", String),
-    Column("ipv6", String),
-    Column("link_local", String, nullable=False),
+    Column("mac", Name, primary_key=True),
+    Column("vm", Name, ForeignKey("vm.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("subnet", Name, ForeignKey("subnet.key"), nullable=False),
+    Column("ipv4", Name),
+    Column("ipv6", Name),
+    Column("link_local", Name, nullable=False),
     UniqueConstraint("subnet", "ipv4"),
     UniqueConstraint("subnet", "ipv6"),
     UniqueConstraint("subnet", "link_local"),
@@ -112,8 +114,8 @@ nic = Table(
 placement = Table(
     "placement",
     metadata,
-    Column("key", String, ForeignKey("vm.key"), primary_key=True),
-    Column("host", String, ForeignKey("host.key"), nullable=False, index=True),
+    Column("key", Name, ForeignKey("vm.key"), primary_key=True),
+    Column("host", Name, ForeignKey("host.key"), nullable=False, index=True),
     Column("body", Text, nullable=False),
 )
 #: The `open_` columns are filled only while the migration is open, so that what is over
@@ -121,30 +123,30 @@ placement = Table(
 migration = Table(
     "migration",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("vm", String, nullable=False, index=True),
-    Column("source", String, nullable=False, index=True),
-    Column("target", String, nullable=False, index=True),
-    Column("open_vm", String, ForeignKey("vm.key"), index=True),
-    Column("open_source", String, ForeignKey("host.key"), index=True),
-    Column("open_target", String, ForeignKey("host.key"), index=True),
-    Column("moving", String, unique=True),
+    Column("key", Name, primary_key=True),
+    Column("vm", Name, nullable=False, index=True),
+    Column("source", Name, nullable=False, index=True),
+    Column("target", Name, nullable=False, index=True),
+    Column("open_vm", Name, ForeignKey("vm.key"), index=True),
+    Column("open_source", Name, ForeignKey("host.key"), index=True),
+    Column("open_target", Name, ForeignKey("host.key"), index=True),
+    Column("moving", Name, unique=True),
     Column("body", Text, nullable=False),
 )
 #: Which NIC of which VM has a port, by a placement or by an open migration's target.
 plug = Table(
     "plug",
     metadata,
-    Column("host", String, ForeignKey("host.key"), primary_key=True),
-    Column("port", String, primary_key=True),
-    Column("vm", String, ForeignKey("vm.key"), nullable=False, index=True),
+    Column("host", Name, ForeignKey("host.key"), primary_key=True),
+    Column("port", Name, primary_key=True),
+    Column("vm", Name, ForeignKey("vm.key"), nullable=False, index=True),
     Column("nic", Integer, nullable=False),
 )
 access_rule = Table(
     "access_rule",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("tenant", String, ForeignKey("tenant.key"), nullable=False, index=True),
+    Column("key", Name, primary_key=True),
+    Column("tenant", Name, ForeignKey("tenant.key"), nullable=False, index=True),
     Column("number", Integer, nullable=False, unique=True),
     Column("body", Text, nullable=False),
 )
@@ -156,8 +158,8 @@ feed = Table(
     metadata,
     Column("revision", BigKey, primary_key=True, autoincrement=False),
     Column("until", BigInteger, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("key", String, nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("key", Name, nullable=False),
     Column("body", Text),
 )
 #: "revision": the newest; "compacted": the newest that the feed lost; "number.KIND": the
@@ -165,13 +167,13 @@ feed = Table(
 counter = Table(
     "counter",
     metadata,
-    Column("name", String, primary_key=True),
+    Column("name", Name, primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
 progress = Table(
     "progress",
     metadata,
-    Column("datapath", String, primary_key=True),
+    Column("datapath", Name, primary_key=True),
     Column("revision", BigInteger, nullable=False),
     Column("confirmed_at", Float, nullable=False),
     Column("connected", Boolean, nullable=False),
@@ -181,10 +183,10 @@ progress = Table(
 event = Table(
     "event",
     metadata,
-    Column("source", String, primary_key=True),
-    Column("event_id", String, primary_key=True),
-    Column("fingerprint", String, nullable=False),
-    Column("outcome", String, nullable=False),
+    Column("source", Name, primary_key=True),
+    Column("event_id", Name, primary_key=True),
+    Column("fingerprint", Name, nullable=False),
+    Column("outcome", Name, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("received_at", Float, nullable=False, index=True),
 )
@@ -192,16 +194,16 @@ event = Table(
 event_time = Table(
     "event_time",
     metadata,
-    Column("subject", String, primary_key=True),
+    Column("subject", Name, primary_key=True),
     Column("at", Float, nullable=False, index=True),
 )
 token = Table(
     "token",
     metadata,
-    Column("name", String, primary_key=True),
-    Column("role", String, nullable=False),
-    Column("host", String),
-    Column("digest", String, nullable=False, unique=True),
+    Column("name", Name, primary_key=True),
+    Column("role", Name, nullable=False),
+    Column("host", Name),
+    Column("digest", Name, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
 )
@@ -210,9 +212,9 @@ audit = Table(
     metadata,
     Column("id", BigKey, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
-    Column("actor", String, nullable=False),
-    Column("action", String, nullable=False),
-    Column("subject", String, nullable=False),
+    Column("actor", Name, nullable=False),
+    Column("action", Name, nullable=False),
+    Column("subject", Name, nullable=False),
     Column("detail", Text, nullable=False),
     sqlite_autoincrement=True,
 )

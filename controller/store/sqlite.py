@@ -11,18 +11,17 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from controller.settings import SettingsError, safe_directory
+from controller.settings import SettingsError, masked, safe_directory
+from controller.store.bells import Ringer
 from controller.store.errors import (
-    SchemaTooNew,
     StoreBusy,
     StoreCorrupt,
     StoreError,
@@ -30,16 +29,16 @@ from controller.store.errors import (
     StoreReadOnly,
     StoreUnavailable,
 )
-from controller.store.schema import HEAD
+from controller.store.upgrade import migrate, older, outdated
 
 RESTORE = "stop Pleach and restore a backup (the damaged file is left as it was found)"
 MAKE_ROOM = "make room on the disk, or raise the quota; the store then works again by itself"
 
-#: How long a writer waits before it asks for the lock again: SQLite's own steps grow to
-#: 100 ms and would keep eventlet's other greenthreads waiting as well.
 #: Pages of 4 KiB in the log at which a commit must take it over into the database itself, which
 #: costs it tenths of a second; `checkpoint` is to come before that.
 WAL_PAGES = 16_000
+#: How long a writer waits before it asks for the lock again: SQLite's own steps grow to
+#: 100 ms and would keep eventlet's other greenthreads waiting as well.
 _FIRST_PAUSE_S = 0.000_5
 _LONGEST_PAUSE_S = 0.005
 
@@ -47,23 +46,28 @@ _LONGEST_PAUSE_S = 0.005
 class Sqlite:
     """One SQLite database file."""
 
-    def __init__(self, url: URL, busy_timeout_s: float) -> None:
-        if not url.database or url.database == ":memory:" or url.query:
-            raise StoreUnavailable(
-                f"store.url {url}",
-                "the store is shared by processes and needs a file",
-                "write sqlite:////the/full/path.db",
-            )
-        self.file = Path(url.database).absolute()
+    def __init__(self, url: str, busy_timeout_s: float) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise _unusable(url, "this is no URL") from error
+        if not parsed.database or parsed.database == ":memory:" or parsed.query:
+            raise _unusable(url, "the store is shared by processes and needs a file")
+        self.file = Path(parsed.database).absolute()
         self.busy_timeout_s = busy_timeout_s
 
     @property
-    def bells(self) -> Path:
-        """Where consumers listen for commits."""
-        return self.file.with_name(self.file.name + ".bells")
+    def place(self) -> str:
+        """The file."""
+        return str(self.file)
 
-    def open(self, migrate: Callable[[Connection], None]) -> Engine:
-        """An engine on the checked database, which is made by `migrate` where there is none.
+    def bells(self) -> Ringer:
+        """Where consumers listen for commits: beside the file."""
+        with self.system_errors():
+            return Ringer(self.file.with_name(self.file.name + ".bells"))
+
+    def open(self, *, make: bool = True) -> Engine:
+        """An engine on the checked database; with `make`, made where there is none.
 
         Raises StoreCorrupt, SchemaTooNew, StoreFull, StoreReadOnly, StoreBusy or
         StoreUnavailable; a damaged file is not written to."""
@@ -76,15 +80,28 @@ class Sqlite:
                     raise StoreCorrupt(
                         str(self.file), "the file is gone but its -wal is there", RESTORE
                     )
-                self._create(migrate)
+                if not make:
+                    raise StoreUnavailable(
+                        str(self.file), "there is no such file", "correct the URL of the store"
+                    )
+                self._create()
             self.check()
             engine = self._engine(self.file)
             try:
-                self._upgrade(engine, migrate)
+                self._upgrade(engine, make)
             except BaseException:
                 engine.dispose()
                 raise
             return engine
+
+    @contextmanager
+    def writing(self, engine: Engine) -> Iterator[Connection]:
+        """A transaction with the execution options of `engine`."""
+        with engine.begin() as connection:
+            yield connection
+
+    def announce(self, connection: Connection) -> None:
+        """Nothing in the database tells of a commit: bells are rung after it."""
 
     def checkpoint(self) -> None:
         """Take what the log holds over into the database, beside those who go on working."""
@@ -106,23 +123,14 @@ class Sqlite:
     def backup(self, path: Path) -> None:
         """Write a consistent copy to `path` while others go on working. StoreError where
         `path` exists already or cannot be written, StoreCorrupt where the copy is damaged."""
-        if path.exists():
-            raise StoreError(str(path), "there is such a file already", "choose another name")
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with self.errors(path), self.system_errors(path):
-            try:
-                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-                with (
-                    closing(self._connect(self.file)) as source,
-                    closing(sqlite3.connect(partial, isolation_level=None)) as target,
-                ):
-                    source.backup(target)
-                    self._check(target)
-                _sync(partial)
-                os.link(partial, path)
-                _sync(path.parent)
-            finally:
-                partial.unlink(missing_ok=True)
+        with self.errors(path), staged(path) as partial:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            with (
+                closing(self._connect(self.file)) as source,
+                closing(sqlite3.connect(partial, isolation_level=None)) as target,
+            ):
+                source.backup(target)
+                self._check(target)
 
     @contextmanager
     def errors(self, place: Path | None = None) -> Iterator[None]:
@@ -137,17 +145,12 @@ class Sqlite:
             raise self._translated(error, place) from error
 
     @contextmanager
-    def system_errors(self, place: Path | None = None) -> Iterator[None]:
+    def system_errors(self) -> Iterator[None]:
         """Turn what the system says about files and directories into StoreError."""
-        try:
+        with system_errors(self.file):
             yield
-        except OSError as error:
-            raise self._from_system(error, place) from error
-        except SettingsError as error:
-            problem = error.problems[0]
-            raise StoreUnavailable(problem.place, problem.cause, problem.hint) from error
 
-    def _create(self, migrate: Callable[[Connection], None]) -> None:
+    def _create(self) -> None:
         # Made under another name and linked into place when complete, so that two processes
         # never meet half a database, and an empty file is known to be damage.
         new = self.file.with_name(f".{self.file.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -171,24 +174,16 @@ class Sqlite:
             for suffix in ("", "-wal", "-shm"):
                 new.with_name(new.name + suffix).unlink(missing_ok=True)
 
-    def _upgrade(self, engine: Engine, migrate: Callable[[Connection], None]) -> None:
+    def _upgrade(self, engine: Engine, make: bool) -> None:
         with engine.execution_options(write=True, durable=True).begin() as connection:
             query = "SELECT name FROM sqlite_master WHERE name = 'alembic_version'"
             if connection.exec_driver_sql(query).first() is None:
                 raise StoreCorrupt(
                     str(self.file), "this is no database of Pleach", "correct store.url"
                 )
-            version = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-            found = version.scalar()
-            if not isinstance(found, str):
-                raise StoreCorrupt(str(self.file), "it does not say what schema it has", RESTORE)
-            if found > HEAD:
-                raise SchemaTooNew(
-                    str(self.file),
-                    f"its schema is {found} and this Pleach knows up to {HEAD}",
-                    "start the newer Pleach that wrote it, or restore an older backup",
-                )
-            if found != HEAD:
+            if outdated(connection, str(self.file), RESTORE):
+                if not make:
+                    raise older(str(self.file))
                 migrate(connection)
 
     def _connect(self, file: Path) -> sqlite3.Connection:
@@ -254,14 +249,6 @@ class Sqlite:
             return StoreFull(where, cause, MAKE_ROOM)
         return StoreUnavailable(where, cause, "see that the file and its disk are in order")
 
-    def _from_system(self, error: OSError, place: Path | None) -> StoreError:
-        where, cause = str(error.filename or place or self.file), os.strerror(error.errno or 0)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreFull(where, cause, MAKE_ROOM)
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return StoreReadOnly(where, cause, "give Pleach's user the right to write there")
-        return StoreUnavailable(where, cause, "see that the file and its disk are in order")
-
     def _forbidden(self) -> bool:
         # Without the right to make its -shm file, SQLite says that it cannot open the database.
         return not (os.access(self.file, os.W_OK) and os.access(self.file.parent, os.W_OK))
@@ -279,6 +266,37 @@ class Sqlite:
         return False
 
 
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be made, which then is on the disk as `path`; gone where making it
+    failed. StoreError where there is a `path` already, or the system refuses."""
+    if path.exists():
+        raise StoreError(str(path), "there is such a file already", "choose another name")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with system_errors(path):
+        path.parent.stat()
+        try:
+            yield partial
+            _sync(partial)
+            os.link(partial, path)
+            _sync(path.parent)
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def system_errors(place: Path) -> Iterator[None]:
+    """Turn what the system says about files and directories into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise _from_system(error, place) from error
+    except SettingsError as error:
+        problem = error.problems[0]
+        raise StoreUnavailable(problem.place, problem.cause, problem.hint) from error
+
+
 def busy(place: str, waited_s: float) -> StoreBusy:
     """The error of a writer that waited in vain for `waited_s` seconds."""
     return StoreBusy(
@@ -286,6 +304,19 @@ def busy(place: str, waited_s: float) -> StoreBusy:
         f"another writer kept it locked for more than {waited_s:g} s",
         "try again; if it stays so, see which process holds the file",
     )
+
+
+def _unusable(url: str, cause: str) -> StoreUnavailable:
+    return StoreUnavailable(f"store.url {masked(url)}", cause, "write sqlite:////the/full/path.db")
+
+
+def _from_system(error: OSError, place: Path) -> StoreError:
+    where, cause = str(error.filename or place), os.strerror(error.errno or 0)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(where, cause, MAKE_ROOM)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreReadOnly(where, cause, "give Pleach's user the right to write there")
+    return StoreUnavailable(where, cause, "see that the file and its disk are in order")
 
 
 def _code(error: sqlite3.Error) -> int:

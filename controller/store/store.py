@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, delete, make_url, select, update
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, select, update
 
 from controller.model.state import Change, State
+from controller.settings import masked
 from controller.store import schema
-from controller.store.bells import Bell, Ringer
+from controller.store.backend import Backend
+from controller.store.bells import Bell
+from controller.store.copying import Copied, copy
 from controller.store.errors import FeedCompacted, StoreCorrupt, StoreUnavailable
 from controller.store.records import AuditEntry, Progress, Token
 from controller.store.shapes import SHAPES
@@ -47,14 +49,14 @@ class Store:
     """The store as one process sees it. Safe for threads and for eventlet's greenthreads;
     not to be carried over a fork: open another in the child."""
 
-    def __init__(self, backend: Sqlite, engine: Engine, feed_keep: int) -> None:
+    def __init__(self, backend: Backend, engine: Engine, feed_keep: int) -> None:
         self._backend = backend
         self._engine = engine
         self._durable = engine.execution_options(write=True, durable=True)
         self._quick = engine.execution_options(write=True, durable=False)
         self._feed_keep = feed_keep
         self._writer = threading.Lock()
-        self._ringer = Ringer(backend.bells)
+        self._bells = backend.bells()
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_s: float = 10, feed_keep: int = 100_000) -> Store:
@@ -63,17 +65,16 @@ class Store:
         Raises StoreCorrupt (found by a check of the whole file), SchemaTooNew, StoreFull,
         StoreReadOnly, StoreBusy, or StoreUnavailable where there is no such engine."""
         backend = _backend(url, busy_timeout_s)
-        engine = backend.open(_migrate)
+        engine = backend.open()
         try:
-            with backend.system_errors():
-                return cls(backend, engine, feed_keep)
+            return cls(backend, engine, feed_keep)
         except BaseException:
             engine.dispose()
             raise
 
     def close(self) -> None:
         """Close the connections and the bells. May be called twice."""
-        self._ringer.close()
+        self._bells.close()
         self._engine.dispose()
 
     @property
@@ -122,12 +123,14 @@ class Store:
             transaction = Transaction(connection)
             yield transaction
             transaction.finish()
+            if transaction.dirty:
+                self._backend.announce(connection)
         if transaction.dirty:
-            self._ringer.ring()
+            self._bells.ring()
 
     def bell(self, name: str) -> Bell:
         """A bell that rings when another store than this, in whatever process, commits."""
-        return self._ringer.bell(name)
+        return self._bells.bell(name)
 
     def set_progress(self, rows: Iterable[Progress]) -> None:
         """Replace the progress of the datapaths that `rows` are about. Not durable."""
@@ -182,6 +185,18 @@ class Store:
     def check(self) -> None:
         """Raise StoreCorrupt where the database is damaged. Reads all of it."""
         self._backend.check()
+        revision = schema.feed.c.revision
+        with self._reading() as connection:
+            newest, compacted = _counters(connection)
+            extent = select(func.count(), func.min(revision), func.max(revision))
+            held, first, last = connection.execute(extent).one()
+        if (held, first or newest + 1, last or newest) != (
+            newest - compacted,
+            compacted + 1,
+            newest,
+        ):
+            cause = f"it has {held} changes, of revisions {first} to {last}, and not all those "
+            raise StoreCorrupt("change feed", f"{cause}after {compacted} up to {newest}", RESTORE)
 
     def backup(self, path: Path) -> None:
         """Write a consistent copy to the file `path`, which must not exist, while others go
@@ -190,7 +205,7 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._backend.errors(), self._engine.begin() as connection:
+        with _connected(self._backend, self._engine) as connection:
             yield connection
 
     @contextmanager
@@ -198,9 +213,9 @@ class Store:
         # The lock keeps the threads of this process from polling for the database's own.
         timeout = self._backend.busy_timeout_s
         if not self._writer.acquire(timeout=timeout):
-            raise busy(str(self._backend.file), timeout)
+            raise busy(self._backend.place, timeout)
         try:
-            with self._backend.errors(), engine.begin() as connection:
+            with self._backend.errors(), self._backend.writing(engine) as connection:
                 yield connection
         finally:
             self._writer.release()
@@ -213,8 +228,35 @@ class Store:
 
 
 def backup(url: str, path: Path) -> None:
-    """Copy the store at `url` to the file `path`, whether or not others have it open."""
+    """Copy the store at `url` to the file `path`, an SQLite database, whether or not others have
+    it open."""
     _backend(url, busy_timeout_s=10).backup(path)
+
+
+def copy_store(source: str, target: str, *, replace: bool = False) -> Copied:
+    """Copy all of the store at the URL `source` to the one at `target`, and compare the two.
+
+    The copy is of one revision, while others may go on working at the source. StoreError where
+    the target is not empty and `replace` is not given, or where either cannot be used; the
+    target is then as it was."""
+    one, other = _backend(source, busy_timeout_s=10), _backend(target, busy_timeout_s=10)
+    with ExitStack() as stack:
+        ours = one.open(make=False)
+        stack.callback(ours.dispose)
+        theirs = other.open().execution_options(write=True, durable=True)
+        stack.callback(theirs.dispose)
+        reading = stack.enter_context(_connected(one, ours))
+        with other.errors(), other.writing(theirs) as writing:
+            copied = copy(reading, writing, replace=replace)
+            other.announce(writing)
+        stack.enter_context(closing(other.bells())).ring()
+    return copied
+
+
+@contextmanager
+def _connected(backend: Backend, engine: Engine) -> Iterator[Connection]:
+    with backend.errors(), engine.begin() as connection:
+        yield connection
 
 
 def _changes(connection: Connection, after: int, limit: int) -> list[Row[*tuple[Any, ...]]]:
@@ -238,29 +280,27 @@ def _counters(connection: Connection) -> tuple[int, int]:
     return values["revision"], values["compacted"]
 
 
+def _sqlite(url: str, busy_timeout_s: float) -> Backend:
+    return Sqlite(url, busy_timeout_s)
+
+
+def _postgresql(url: str, busy_timeout_s: float) -> Backend:
+    # Imported here, because who keeps the store in a file needs no client of PostgreSQL.
+    from controller.store.postgresql import Postgresql
+
+    return Postgresql(url, busy_timeout_s)
+
+
 #: The engines by the first word of their URLs.
-_BACKENDS: dict[str, Callable[..., Sqlite]] = {"sqlite": Sqlite}
+_BACKENDS = {"sqlite": _sqlite, "postgresql": _postgresql}
 
 
-def _backend(url: str, busy_timeout_s: float) -> Sqlite:
-    try:
-        parsed = make_url(url)
-        backend = _BACKENDS[parsed.get_backend_name()]
-    except (ArgumentError, KeyError) as error:
-        known = ", ".join(f"{name}://" for name in _BACKENDS)
+def _backend(url: str, busy_timeout_s: float) -> Backend:
+    engine = url.partition(":")[0].partition("+")[0]
+    if engine not in _BACKENDS:
         raise StoreUnavailable(
-            f"store.url {url}", "there is no such engine", f"use one of {known}"
-        ) from error
-    return backend(parsed, busy_timeout_s)
-
-
-def _migrate(connection: Connection) -> None:
-    """Bring the database to the newest schema, in the transaction that is open."""
-    # Imported here, because it takes long and hardly any start needs it.
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", "controller.store:migrations")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+            f"store.url {masked(url)}",
+            "there is no such engine",
+            f"use one of {', '.join(f'{name}://' for name in _BACKENDS)}",
+        )
+    return _BACKENDS[engine](url, busy_timeout_s)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import shutil
-import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -50,20 +48,20 @@ from controller.store import (
 from controller.store.shapes import SHAPES
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a store in which nothing is yet: copying it is quicker than making it."""
-    file = tmp_path_factory.mktemp("empty") / "pleach.db"
-    Store.open(f"sqlite:///{file}").close()
-    return file
-
-
 @pytest.fixture
-def store(tmp_path: Path, empty: Path) -> Iterator[Store]:
-    shutil.copy(empty, tmp_path)
-    store = Store.open(f"sqlite:///{tmp_path}/pleach.db", busy_timeout_s=2)
+def store(url: str) -> Iterator[Store]:
+    store = Store.open(url, busy_timeout_s=2)
     yield store
     store.close()
+
+
+def execute(url: str, *statements: str) -> None:
+    """Change a database past the store."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def mac(n: int) -> str:
@@ -113,8 +111,9 @@ def move(key: str, vm: str = "a", port: str = "p", phase: Phase = Phase.STARTED)
 # The schema.
 
 
-def test_migrations_make_the_tables_that_the_code_knows(store: Store, tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/pleach.db")
+def test_migrations_make_the_tables_that_the_code_knows(bare_url: str) -> None:
+    Store.open(bare_url).close()
+    engine = create_engine(bare_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
@@ -123,21 +122,22 @@ def test_migrations_make_the_tables_that_the_code_knows(store: Store, tmp_path: 
     assert ScriptDirectory(str(folder)).get_current_head() == schema.HEAD
 
 
-def test_a_newer_schema_is_refused(store: Store, tmp_path: Path) -> None:
-    store.close()
-    with sqlite3.connect(tmp_path / "pleach.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
-    with pytest.raises(SchemaTooNew, match="9999 and this Pleach knows up to 0001"):
-        Store.open(f"sqlite:///{tmp_path}/pleach.db")
+def test_a_newer_schema_is_refused(url: str) -> None:
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaTooNew, match=f"9999 and this Pleach knows up to {schema.HEAD}"):
+        Store.open(url)
 
 
-def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "other.db") as connection:
-        connection.execute("CREATE TABLE recipes (name)")
-    connection.close()
-    with pytest.raises(StoreCorrupt, match="no database of Pleach"):
-        Store.open(f"sqlite:///{tmp_path}/other.db")
+def test_a_database_that_does_not_say_its_schema_is_refused(url: str) -> None:
+    execute(url, "DELETE FROM alembic_version")
+    with pytest.raises(StoreCorrupt, match="does not say what schema"):
+        Store.open(url)
+
+
+def test_a_database_of_another_program_is_refused(bare_url: str) -> None:
+    execute(bare_url, "CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(StoreCorrupt, match=r"no database of Pleach|none of Pleach"):
+        Store.open(bare_url)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +148,19 @@ def test_an_unusable_url_says_what_would_be_right(url: str) -> None:
         Store.open(url)
 
 
-def test_nobody_else_can_read_the_database(store: Store, tmp_path: Path) -> None:
+def test_nobody_else_can_read_the_file(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
     furnish(store)
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    store.close()
 
 
-def test_what_was_committed_is_there_after_a_restart(store: Store, tmp_path: Path) -> None:
+def test_what_was_committed_is_there_after_a_restart(store: Store, url: str) -> None:
     furnish(store)
     before = store.snapshot()
     store.close()
-    again = Store.open(f"sqlite:///{tmp_path}/pleach.db")
+    again = Store.open(url)
     assert again.snapshot() == before
     again.close()
 
@@ -264,6 +266,14 @@ def test_records_are_found_by_what_they_refer_to(store: Store) -> None:
         assert [r.id for r in tx.where(AccessRule, tenant="t")] == ["r"]
         with pytest.raises(ValueError, match="cannot be looked up by 'colour'"):
             tx.where(Vm, colour="red")
+
+
+def test_the_order_of_keys_is_that_of_code_points(store: Store) -> None:
+    keys = ["a", "B", "a-b", "aB", "ab", "Z", "z", "a.c", "0"]
+    with store.transaction() as tx:
+        for key in keys:
+            tx.put(Tenant(id=key))
+        assert [tenant.id for tenant in tx.all(Tenant)] == sorted(keys)
 
 
 # What must be unique or there.
@@ -468,8 +478,8 @@ def test_freed_numbers_come_back_when_none_is_left(
 # Compaction.
 
 
-def test_compaction_keeps_the_newest_and_tells_who_is_behind(tmp_path: Path) -> None:
-    store = Store.open(f"sqlite:///{tmp_path}/pleach.db", feed_keep=5)
+def test_compaction_keeps_the_newest_and_tells_who_is_behind(url: str) -> None:
+    store = Store.open(url, feed_keep=5)
     for n in range(12):
         with store.transaction(durable=False) as tx:
             tx.put(Tenant(id="t", name=str(n)))
@@ -479,11 +489,27 @@ def test_compaction_keeps_the_newest_and_tells_who_is_behind(tmp_path: Path) -> 
         store.changes(6)
     assert (caught.value.after, caught.value.oldest) == (6, 8)
     assert [c.revision for c in store.changes(7)] == [8, 9, 10, 11, 12]
+    store.check()
     store.close()
 
 
-def test_revisions_are_never_used_again(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/pleach.db"
+def test_a_hole_in_the_feed_is_damage(url: str) -> None:
+    store = Store.open(url)
+    store.check()
+    furnish(store)
+    store.check()
+    for statement in (
+        "DELETE FROM feed WHERE revision = 3",
+        "UPDATE counter SET value = 9 WHERE name = 'revision'",
+        "DELETE FROM feed",
+    ):
+        execute(url, statement)
+        with pytest.raises(StoreCorrupt, match="change feed: it has"):
+            store.check()
+    store.close()
+
+
+def test_revisions_are_never_used_again(url: str) -> None:
     store = Store.open(url, feed_keep=0)
     with store.transaction() as tx:
         tx.put(Tenant(id="t"))
@@ -613,8 +639,7 @@ def test_threads_share_one_store(store: Store) -> None:
     assert sorted(t.number for t in store.snapshot().tenants.values()) == list(range(1, 81))
 
 
-def test_a_lock_that_is_never_given_back_ends_in_an_error(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/pleach.db"
+def test_a_lock_that_is_never_given_back_ends_in_an_error(url: str) -> None:
     store, other = Store.open(url), Store.open(url, busy_timeout_s=0.05)
     with store.transaction() as tx:
         tx.put(Tenant(id="t"))
@@ -630,17 +655,17 @@ def test_a_lock_that_is_never_given_back_ends_in_an_error(tmp_path: Path) -> Non
     other.close()
 
 
-def test_a_backup_is_a_store(store: Store, tmp_path: Path) -> None:
+def test_a_backup_is_a_store(store: Store, url: str, tmp_path: Path) -> None:
     furnish(store)
     store.backup(tmp_path / "one.db")
     with store.transaction() as tx:
         tx.put(Tenant(id="later"))
-    backup(f"sqlite:///{tmp_path}/pleach.db", tmp_path / "two.db")
+    backup(url, tmp_path / "two.db")
     for name, tenants in (("one", ["t"]), ("two", ["t", "later"])):
         copy = Store.open(f"sqlite:///{tmp_path}/{name}.db")
         assert sorted(copy.snapshot().tenants) == sorted(tenants)
         copy.close()
     with pytest.raises(StoreError, match="there is such a file already"):
-        store.backup(tmp_path / "pleach.db")
+        store.backup(tmp_path / "one.db")
     with pytest.raises(StoreError, match="absent"):
         store.backup(tmp_path / "absent" / "x.db")
