@@ -9,7 +9,7 @@ Times are Unix seconds, UTC, as float64, ascending; values are float64 in the me
 (`controller.model.metrics`). On a grid, time t stands for the samples of [t, t + step); the
 grid's times are multiples of `step` (from `start` rounded down, to before `end`), and a step
 without any sample is NaN. Without `step` there is a pair for each sample of [start, end) and
-a gap is simply no sample; two at the same millisecond are one, the one that came last.
+a gap is simply no sample; of two at the same millisecond one is told.
 
 Where raw samples are no longer kept, means over 5 minutes or an hour stand in their place.
 """
@@ -161,14 +161,13 @@ def in_memory(scope: Scope, metrics: Sequence[str], points: Sequence[Points]) ->
 
 def select(points: Points, metrics: Sequence[str], query: Query) -> Points | None:
     """The part of `points`, whose columns are `metrics`, that `query` asks for."""
-    wanted = [name for name in query.metrics if name in metrics]
-    if not wanted:
+    if query.subjects is not None and query.subjects.isdisjoint(points.subjects):
+        return None
+    if not any(name in metrics for name in query.metrics):
         return None
     keep = (points.times >= query.start) & (points.times < query.end)
     if query.subjects is not None:
         asked = [code for code, name in enumerate(points.subjects) if name in query.subjects]
-        if not asked:
-            return None
         keep &= points.codes == asked[0] if len(asked) == 1 else np.isin(points.codes, asked)
     at = np.flatnonzero(keep)
     if not len(at):
@@ -216,7 +215,7 @@ def _query(
 
 
 def _samples(pieces: Iterable[Points], query: Query) -> dict[str, Series]:
-    """The samples of one subject, sorted, the last of each time."""
+    """The samples of one subject, sorted, one of each time."""
     found = list(pieces)
     if not found:
         none = np.empty(0)
@@ -249,7 +248,7 @@ class _Grid:
         empty = -np.inf if query.how == "max" else 0.0
         self._empty = empty
         self._sums = [np.full((height, self._width), empty) for _ in query.metrics]
-        self._counts = [np.zeros((height, self._width), np.float32) for _ in query.metrics]
+        self._counts = [np.zeros((height, self._width)) for _ in query.metrics]
 
     @property
     def times(self) -> Floats:
@@ -261,38 +260,18 @@ class _Grid:
         if not len(points.times):
             return
         rows = self._rows_of(points)
-        steps = (points.times - self._query.start) // self._step
-        first, last = int(steps.min()), int(steps.max()) + 1
-        cells = rows * (last - first) + (steps - first)
-        shape = (len(self.rows), last - first)
+        cells = rows * self._width + (points.times - self._query.start) // self._step
         for column in range(len(self._query.metrics)):
             values = points.values[:, column]
             there = ~np.isnan(values)
-            weights = None if points.weights is None else points.weights[there, column]
-            part = slice(first, last)
-            self._put(column, part, shape, cells[there], values[there], weights)
-
-    def _put(
-        self,
-        column: int,
-        part: slice,
-        shape: tuple[int, int],
-        cells: Millis,
-        values: Floats,
-        weights: Floats | None,
-    ) -> None:
-        size = shape[0] * shape[1]
-        sums, counts = self._sums[column], self._counts[column]
-        if self._query.how == "max":
-            highest = np.full(size, -np.inf)
-            np.maximum.at(highest, cells, values)
-            here = sums[:, part]
-            np.maximum(here, highest.reshape(shape), out=here)
-            return
-        if weights is not None:
-            values = values * weights
-        sums[:, part] += np.bincount(cells, values, size).reshape(shape)
-        counts[:, part] += np.bincount(cells, weights, size).reshape(shape)
+            at, values = cells[there], values[there]
+            sums = self._sums[column].reshape(-1)
+            if self._query.how == "max":
+                np.maximum.at(sums, at, values)
+                continue
+            weights = 1.0 if points.weights is None else points.weights[there, column]
+            np.add.at(sums, at, values * weights)
+            np.add.at(self._counts[column].reshape(-1), at, weights)
 
     def values(self, column: int) -> Floats:
         """[subjects, steps]: the mean or maximum of each cell, NaN where there is none."""
@@ -318,7 +297,7 @@ class _Grid:
     def _grow(self, missing: int) -> None:
         self._check(len(self.rows) * len(self._query.metrics))
         more = np.full((missing, self._width), self._empty)
-        none = np.zeros((missing, self._width), np.float32)
+        none = np.zeros((missing, self._width))
         self._sums = [np.concatenate([sums, more]) for sums in self._sums]
         self._counts = [np.concatenate([counts, none]) for counts in self._counts]
 
