@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from controller.model.state import Change
 from controller.northbound.problems import UNAVAILABLE, Problem
-from controller.store import Store, Transaction
+from controller.store import Store, StoreUnavailable, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,9 @@ class Writer:
         try:
             changes += self._commit(group)
         except Exception as error:
-            if len(group) == 1:
-                group[0].error = error
+            if len(group) == 1 or isinstance(error, StoreUnavailable):
+                for job in group:  # which alone would fail as well, each after its own wait
+                    job.error = error
             else:
                 for job in group:
                     changes += self._do_alone(job)

@@ -19,6 +19,7 @@ from controller.store.errors import (
     StoreReadOnly,
     StoreUnavailable,
 )
+from controller.store.sqlite import UNFORESEEN
 
 RESTORE = "restore a backup, or repair the database with the means of PostgreSQL"
 START = "see that the server runs and can be reached; Pleach then goes on by itself"
@@ -57,6 +58,9 @@ _STATES: dict[str, tuple[type[StoreError], str]] = {
     "42P01": (StoreCorrupt, "correct store.url, or restore a backup"),
 }
 _CLASSES: dict[str, tuple[type[StoreError], str]] = {
+    "22": (StoreError, UNFORESEEN),
+    "23": (StoreError, UNFORESEEN),
+    "42": (StoreError, UNFORESEEN),
     "XX": (StoreCorrupt, RESTORE),
     "53": (StoreUnavailable, "see to the server's memory and connections"),
     "57": (StoreUnavailable, START),

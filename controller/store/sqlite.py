@@ -32,6 +32,7 @@ from controller.store.errors import (
 from controller.store.upgrade import migrate, older, outdated
 
 RESTORE = "stop Pleach and restore a backup (the damaged file is left as it was found)"
+UNFORESEEN = "report it with the log: nothing of this change was kept"
 MAKE_ROOM = "make room on the disk, or raise the quota; the store then works again by itself"
 
 #: Pages of 4 KiB in the log at which a commit must take it over into the database itself, which
@@ -247,6 +248,8 @@ class Sqlite:
         if code == sqlite3.SQLITE_IOERR and self._no_room():
             # SQLite tells a used-up quota, and no room for its -shm file, as an I/O error.
             return StoreFull(where, cause, MAKE_ROOM)
+        if code == sqlite3.SQLITE_CONSTRAINT:
+            return StoreError(where, cause, UNFORESEEN)
         return StoreUnavailable(where, cause, "see that the file and its disk are in order")
 
     def _forbidden(self) -> bool:
