@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from controller import __version__
-from controller.commands import admin, fabric, records, supervise, vm
+from controller.commands import admin, fabric, records, southbound, supervise, vm
 from controller.commands.common import PLACE, Failure, complain, settings
+from controller.settings import Framework
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,11 +80,10 @@ def run(plain: Plain = False) -> None:
     logs.configure(local.log.level, local.log.format)
     itself = [sys.executable, "-m", "controller.cli"]
     brain_command = [*itself, "brain", *(["--plain"] if plain else [])]
+    southbound_command = southbound.command(local.southbound)
     _name_settings()
     raise typer.Exit(
-        supervise.supervise(
-            {"southbound": [sys.executable, "-m", "apps.southbound"], "brain": brain_command}
-        )
+        supervise.supervise({"southbound": southbound_command, "brain": brain_command})
     )
 
 
@@ -96,13 +96,33 @@ def brain(plain: Plain = False) -> None:
     serve(settings(), plain=plain)
 
 
-@app.command()
-def southbound() -> None:
+@app.command("southbound")
+def run_southbound(
+    framework: Annotated[
+        Framework | None, typer.Option(help="What speaks OpenFlow; by default as set.")
+    ] = None,
+) -> None:
     """Run the southbound process: OpenFlow."""
-    settings()
+    if framework is not None:
+        os.environ["PLEACH_SOUTHBOUND__FRAMEWORK"] = framework
+    _become(southbound.command(settings().southbound))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def ryu_manager(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[OPTION|APP]...")] = None,
+) -> None:
+    """Run Ryu apps, Pleach's or others', by file or module name; the options are Ryu's."""
+    _become(southbound.manager(settings().southbound, words or []))
+
+
+def _become(command: list[str]) -> None:
+    """Go on as another process: it replaces parts of Python before anything is imported."""
     _name_settings()
-    # In a process image of its own: it replaces parts of Python before anything is imported.
-    os.execv(sys.executable, [sys.executable, "-m", "apps.southbound"])  # noqa: S606
+    os.execv(command[0], command)  # noqa: S606
 
 
 def _name_settings() -> None:

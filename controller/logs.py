@@ -14,7 +14,8 @@ from typing import Literal
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def fields(record: logging.LogRecord) -> dict[str, object]:
+    """What an event came with in `extra`, by name."""
     return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
 
 
@@ -32,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **_fields(record),
+            **fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -43,8 +44,8 @@ class TextFormatter(logging.Formatter):
     """A line is time, level, event, then field=value; for eyes."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        text = f"{_instant(record)} {record.levelname.lower():7} {record.getMessage()}{fields}"
+        more = "".join(f" {name}={value}" for name, value in fields(record).items())
+        text = f"{_instant(record)} {record.levelname.lower():7} {record.getMessage()}{more}"
         text = text.replace("\r", "\\r").replace("\n", "\\n")
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 

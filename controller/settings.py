@@ -92,6 +92,7 @@ ENGINES = ("sqlite", "postgresql")
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: path.expanduser())]
 TcpPort = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+Framework = Literal["os-ken", "ryu"]
 
 
 class Tls(Section):
@@ -193,7 +194,9 @@ class SouthboundSettings(Section):
     #: Messages that one switch may have got and not yet confirmed.
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
     #: What speaks OpenFlow.
-    framework: Literal["os-ken"] = "os-ken"
+    framework: Framework = "os-ken"
+    #: The Python of the environment that has Ryu; by default what `make ryu` made.
+    ryu_python: FilePath | None = None
 
     @model_validator(mode="after")
     def _links_outlive_a_frame(self) -> Self:

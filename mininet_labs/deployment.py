@@ -17,15 +17,15 @@ from types import TracebackType
 from typing import Literal, Self
 
 from controller.client import Client
+from controller.commands.southbound import command
+from controller.settings import SouthboundSettings
 from controller.store import Store
 
 Process = Literal["brain", "southbound"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-_COMMANDS: dict[Process, list[str]] = {
-    "brain": [sys.executable, "-m", "controller.cli", "brain"],
-    "southbound": [sys.executable, "-m", "apps.southbound"],
-}
+_BRAIN = [sys.executable, "-m", "controller.cli", "brain"]
+_FRAMEWORK = "PLEACH_SOUTHBOUND__FRAMEWORK"
 _STOP_S = 15.0
 
 
@@ -110,11 +110,15 @@ class Deployment:
 
     def launch(self, name: Process) -> None:
         """Start one process; return once it listens. RuntimeError where it ends instead."""
+        environment = os.environ | self.environment
+        south = SouthboundSettings.model_validate(
+            {"framework": environment[_FRAMEWORK]} if _FRAMEWORK in environment else {}
+        )
         log = (self.directory / f"{name}.log").open("ab")
         with log:
             self._running[name] = subprocess.Popen(
-                _COMMANDS[name],
-                env=os.environ | self.environment,
+                _BRAIN if name == "brain" else command(south),
+                env=environment,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,

@@ -3,9 +3,10 @@
     .venv/bin/python scripts/run_tests.py [unit]
 
 All tests: those without switches first, then those with the marker `fabric` in a sandbox with
-an Open vSwitch of its own. With `unit`, only tests/unit. Exits 0 only if every run had tests,
-all of them passed, and nothing was left behind. A run that is interrupted ends in the same
-order: its tests clean up, then it is seen what they left.
+an Open vSwitch of its own, and once more under Ryu those of them that have a southbound process.
+With `unit`, only tests/unit. Exits 0 only if every run had tests, all of them passed, and nothing
+was left behind. A run that is interrupted ends in the same order: its tests clean up, then it is
+seen what they left.
 
 As root the runs have a /tmp of their own that ends with them, and whatever stands in it in the
 end was left behind; without root they have a temporary directory that is removed.
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -42,11 +43,18 @@ class Run:
     title: str
     command: tuple[str, ...]
     limit_s: int
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 _UNIT = Run("unit tests", (*_PYTEST, "-m", "not fabric", "tests/unit"), 20 * 60)
 _WITHOUT = Run("without switches", (*_PYTEST, "-m", "not fabric", "tests"), 20 * 60)
 _FABRIC = Run("on Open vSwitch", (*_SANDBOX, *_PYTEST, "-m", "fabric", "tests"), 45 * 60)
+_RYU = Run(
+    "on Open vSwitch, under Ryu",
+    (*_SANDBOX, *_PYTEST, "-m", "fabric and southbound", "tests/fabric"),
+    45 * 60,
+    {"PLEACH_SOUTHBOUND__FRAMEWORK": "ryu"},
+)
 
 
 class _Stop(Exception):  # noqa: N818 a signal, no error
@@ -66,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         if _may_mount():
             _again_with_own_mounts(words)
         print("no mounts of its own can be made here: files left in /tmp are not looked for")
-    return _all([_UNIT] if words else [_WITHOUT, _FABRIC])
+    return _all([_UNIT] if words else [_WITHOUT, _FABRIC, _RYU])
 
 
 def _may_mount() -> bool:
@@ -145,7 +153,7 @@ def _run(run: Run, environment: dict[str, str]) -> str | None:
     """Why the run failed, or None. Raises _Stop after the run has ended, where one came."""
     # In a process group of its own: what a terminal sends it comes from here, and so once.
     child = subprocess.Popen(
-        run.command, env=environment, stdin=subprocess.DEVNULL, process_group=0
+        run.command, env=environment | run.settings, stdin=subprocess.DEVNULL, process_group=0
     )
     try:
         status = child.wait(run.limit_s)

@@ -43,6 +43,16 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     assert not [words for words in forbidden if words in log]
 
 
+@pytest.hookimpl(tryfirst=True)  # before it is chosen by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks for a `world`, or stands in a module that starts a `Deployment` itself, has a
+    southbound process: the runs under the two frameworks are told apart by that."""
+    for item in items:
+        module = getattr(item, "module", None)
+        if "world" in getattr(item, "fixturenames", ()) or hasattr(module, "Deployment"):
+            item.add_marker(pytest.mark.southbound)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield

@@ -173,6 +173,7 @@ BYTES = {
     "garbage instead of a hello": (_RANDOM, True),
     "text instead of a hello": (b"GET / HTTP/1.1\r\nHost: pleach\r\n\r\n" * 3_000, True),
     "garbage": (_RANDOM, False),
+    "a hello without an end": (wire.HEADER.pack(5, wire.HELLO, 12, 1) + bytes(4), True),
     "another version": (wire.HEADER.pack(9, wire.ECHO_REQUEST, 8, 1), False),
     "a type that there is not": (wire.HEADER.pack(6, 99, 8, 1), False),
     "a length of nothing": (wire.HEADER.pack(6, wire.ECHO_REQUEST, 0, 1) * 3, False),

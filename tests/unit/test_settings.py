@@ -83,7 +83,7 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("northbound:\n  port: yes\n", 2, "northbound.port", "valid integer"),
         ("migration:\n  drain_s: .inf\n", 2, "migration.drain_s", "finite"),
         ("log:\n  level: loud\n", 2, "log.level", "choose one of debug, info, warning, error"),
-        ("southbound:\n  framework: nox\n", 2, "southbound.framework", "'os-ken'"),
+        ("southbound:\n  framework: nox\n", 2, "southbound.framework", "choose one of os-ken, ryu"),
         ("northbound: 5\n", 1, "northbound", "not 5"),
         ("log:\n  level: info\nlog:\n  format: text\n", 3, "log", "second time (first in line 1)"),
         ("log:\n  level: info\n  level: info\n", 3, "log.level", "first in line 2"),
