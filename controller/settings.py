@@ -157,6 +157,67 @@ class StoreSettings(Section):
     busy_timeout_s: Annotated[float, Field(ge=0, le=3_600)] = 10.0
 
 
+def _history_engine(url: str) -> str:
+    if url.partition("://")[0] not in HISTORY_ENGINES:
+        raise ValueError(
+            "history.url begins with one of " + ", ".join(f"{name}://" for name in HISTORY_ENGINES)
+        )
+    return url
+
+
+#: The schemes that `history.url` may have.
+HISTORY_ENGINES = ("duckdb", "victoriametrics", "http", "https")
+
+
+class HistorySettings(Section):
+    """Time series."""
+
+    #: Where they are kept: `duckdb:///full/path` of a directory, by default `history` in
+    #: `state_dir`, or `victoriametrics://host:port` (also http:// or https://), which then
+    #: keeps and forgets by its own settings.
+    url: Annotated[
+        str,
+        AfterValidator(_history_engine),
+        PlainSerializer(masked, when_used="json"),
+        Field(repr=False),
+    ]
+    #: Days for which samples are kept, then means over 5 minutes, then over an hour.
+    raw_days: Annotated[float, Field(gt=0, le=3_650)] = 8.0
+    five_minute_days: Annotated[float, Field(gt=0, le=36_500)] = 90.0
+    hourly_days: Annotated[float, Field(gt=0, le=36_500)] = 1_100.0
+    #: Bytes of all files of time series; the oldest go first, samples before means.
+    max_bytes: Annotated[int, Field(ge=1 << 20)] = 200 << 30
+    #: Bytes of the disk that are left to others: less is free, and nothing more is taken.
+    min_free_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    #: Seconds that a sample may be old, and that its time may lie in the future.
+    late_s: Annotated[float, Field(ge=60, le=31_536_000)] = 86_400.0
+    skew_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
+    #: Seconds between two writes to the engine.
+    flush_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    #: Seconds for which nothing may have come for an hour that is over, before it is packed.
+    settle_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0
+    #: Values that may wait for the engine, in memory (12 bytes each) and in the log.
+    queue_values: Annotated[int, Field(ge=1_000)] = 10_000_000
+    #: Values per second and token, on average (0 is no limit), and at once beyond that.
+    values_per_s: Annotated[float, Field(ge=0)] = 20_000.0
+    burst_values: Annotated[int, Field(ge=1)] = 2_000_000
+    #: Bytes of one batch in JSON, which others have to wait for, and of one in MessagePack.
+    max_json_bytes: Annotated[int, Field(ge=1_024, le=1 << 26)] = 512 << 10
+    max_batch_bytes: Annotated[int, Field(ge=1_024, le=1 << 28)] = 8 << 20
+    #: Memory and threads of DuckDB.
+    memory_bytes: Annotated[int, Field(ge=64 << 20)] = 256 << 20
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+    @model_validator(mode="after")
+    def _kept_until_means_are_made(self) -> Self:
+        if self.raw_days * 86_400 < self.late_s + 2 * 86_400:
+            raise ValueError(
+                "raw_days must be two days longer than late_s: means of a day are made once no "
+                "sample of it can come any more"
+            )
+        return self
+
+
 class NorthboundSettings(Section):
     """The REST door."""
 
@@ -234,6 +295,7 @@ class Settings(Section):
     #: Directory of everything that Pleach keeps.
     state_dir: Annotated[FilePath, AfterValidator(lambda path: path.absolute())]
     store: StoreSettings
+    history: HistorySettings
     northbound: NorthboundSettings = NorthboundSettings()
     southbound: SouthboundSettings = SouthboundSettings()
     migration: MigrationSettings = MigrationSettings()
@@ -245,11 +307,17 @@ class Settings(Section):
         if not isinstance(data, dict):
             return data
         state_dir = data.get("state_dir", default_state_dir())
-        store = data.get("store", {})
-        if isinstance(store, dict) and isinstance(state_dir, str | Path):
-            at = Path(state_dir).expanduser().absolute()
-            store = {"url": f"sqlite:///{at}/pleach.db", **store}
-        return {**data, "state_dir": state_dir, "store": store}
+        given = {"state_dir": state_dir}
+        for section, url in (
+            ("store", "sqlite:///{}/pleach.db"),
+            ("history", "duckdb://{}/history"),
+        ):
+            value = data.get(section, {})
+            if isinstance(value, dict) and isinstance(state_dir, str | Path):
+                at = Path(state_dir).expanduser().absolute()
+                value = {"url": url.format(at), **value}
+            given[section] = value
+        return {**data, **given}
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
