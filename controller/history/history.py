@@ -92,10 +92,9 @@ class History(Reader):
         )
 
     def close(self) -> None:
-        """End, after what was taken is handed on."""
+        """End, after what was taken is handed on; the engine stays open."""
         self._intake.close()
         self._keeper.close()
-        self._engine.close()
         self._wal.close()
 
     def _find(self, query: Query) -> Iterator[Points]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from controller.history.errors import HistoryCorrupt
 from controller.history.samples import Rows
 from controller.history.screen import Counted
 from controller.history.senders import Seen, seen
-from controller.history.wal import of_os, sync_directory
+from controller.history.wal import write_file
 from controller.model.metrics import Scope
 
 
@@ -122,17 +121,7 @@ def save(books: Books, file: Path) -> None:
         name: (s.last, s.mask.to_bytes(s.mask.bit_length() // 8 + 1, "little"), s.at)
         for name, s in books.senders.items()
     }
-    data = msgpack.packb((books.position, senders, books.standing))
-    beside = file.with_suffix(".tmp")
-    try:
-        with beside.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-        sync_directory(file.parent)
-    except OSError as error:
-        raise of_os(error, str(file)) from error
+    write_file(file, msgpack.packb((books.position, senders, books.standing)))
 
 
 def load(file: Path) -> Books:

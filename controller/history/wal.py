@@ -151,6 +151,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def write_file(file: Path, data: bytes) -> None:
+    """Replace `file` by one that holds `data`, at once or not at all. Raises HistoryError."""
+    beside = file.with_name(f"{file.name}.tmp")
+    try:
+        with beside.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+        sync_directory(file.parent)
+    except OSError as error:
+        raise of_os(error, str(file)) from error
+
+
 def of_os(error: OSError, place: str) -> HistoryError:
     """An error of the disk as one of the history's."""
     cause = error.strerror or str(error)
