@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,8 @@ from controller.commands.common import (
     show_json,
     show_table,
 )
-from controller.store import Store
+from controller.settings import masked
+from controller.store import Store, copy_store
 from controller.store import backup as back_up
 
 token = typer.Typer(no_args_is_help=True, help="Who may call.")
@@ -78,7 +80,10 @@ def revoke(name: Name) -> None:
 
 @store.command()
 def backup(file: Annotated[Path, typer.Argument(help="A file that is not there yet.")]) -> None:
-    """Copy the store while others go on working."""
+    """Copy the store into an SQLite file while others go on working.
+
+    A store in PostgreSQL comes back by `pleach store copy sqlite:///FILE URL --replace`.
+    """
     back_up(settings().store.url, file)
     typer.echo(f"wrote {file}")
 
@@ -89,7 +94,29 @@ def check() -> None:
     local = settings().store
     with closing(Store.open(local.url, busy_timeout_s=local.busy_timeout_s)) as opened:
         opened.check()
-        typer.echo(f"{local.url}: sound, at revision {opened.revision}")
+        typer.echo(f"{masked(local.url)}: sound, at revision {opened.revision}")
+
+
+@store.command("copy")
+def copy_all(
+    source: Annotated[str, typer.Argument(metavar="FROM_URL", help="The store to copy.")],
+    target: Annotated[str, typer.Argument(metavar="TO_URL", help="An empty database, or none.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Lose what is at TO_URL already.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a store to another database, of either engine, and compare the two.
+
+    Stop Pleach first: what is written at FROM_URL afterwards is not in the copy. A password
+    is better told by PGPASSWORD or PGPASSFILE than in a URL.
+    """
+    copied = copy_store(source, target, replace=replace)
+    if as_json:
+        show_json(asdict(copied))
+        return
+    show_table(("TABLE", "ROWS"), copied.rows.items())
+    typer.echo(f"{masked(target)}: the same as the source at revision {copied.revision}")
 
 
 @config.command("check")

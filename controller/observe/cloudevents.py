@@ -25,6 +25,8 @@ from controller.model.nouns import Nic, Value
 #: RFC 3339, section 5.6; a zone is required.
 _RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})")
 _MAX_NAME = 255
+#: CloudEvents 1.0.2, section "Type System": what a String does not hold.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class EventType(StrEnum):
@@ -197,6 +199,8 @@ def parse(message: object) -> Event:
         value = message.get(name)
         if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME:
             faults.append(Fault(f"/{name}", f"a text of 1 to {_MAX_NAME} characters is required"))
+        elif _CONTROL.search(value):
+            faults.append(Fault(f"/{name}", "a text without control characters is required"))
         else:
             names[name] = value
     at = _time(names["time"], faults) if "time" in names else 0.0

@@ -16,6 +16,7 @@ import psycopg
 from controller.store.bells import Bell, check_name, readable
 from controller.store.errors import StoreError
 from controller.store.postgresql_connection import PostgresqlConnection, receive
+from controller.store.postgresql_errors import said
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Notices:
                 self._listen(connection)
                 return
             except psycopg.Error as error:
-                log.warning("the connection that hears of commits is lost: %s", error)
+                log.warning("the connection that hears of commits is lost: %s", said(error))
             finally:
                 connection.close()
             again = self._again()
@@ -130,7 +131,7 @@ class Notices:
             try:
                 return self._listening()
             except (StoreError, psycopg.Error) as error:
-                log.debug("commits cannot be heard of yet: %s", error)
+                log.debug("commits cannot be heard of yet: %s", said(error))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         return None
 

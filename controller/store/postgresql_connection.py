@@ -107,6 +107,7 @@ def alive(connection: PostgresqlConnection) -> bool:
     """Whether a connection that lay idle is still connected, without asking the server."""
     try:
         connection.pgconn.consume_input()
+        connection.pgconn.consume_input()  # sees the end after what was said last
     except psycopg.Error:
         return False
     return not connection.broken

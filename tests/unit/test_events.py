@@ -140,6 +140,8 @@ def test_a_message_becomes_an_event() -> None:
     ("change", "pointer"),
     [
         ({"specversion": "0.3"}, "/specversion"),
+        ({"id": "a\x00b"}, "/id"),
+        ({"source": "/a\n"}, "/source"),
         ({"id": ""}, "/id"),
         ({"source": 7}, "/source"),
         ({"time": "2030-01-31 08:00"}, "/time"),
