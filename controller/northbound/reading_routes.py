@@ -41,6 +41,9 @@ MODELS: list[type[BaseModel]] = [
     Migration,
 ]
 
+#: The largest that the store can hold.
+MAX_REVISION = (1 << 63) - 1
+
 T = TypeVar("T")
 Timeout = Annotated[float | None, Query(ge=0, le=3_600, description="Seconds to wait at most")]
 
@@ -64,7 +67,8 @@ def _add_vm(routes: APIRouter, brain: Brain) -> None:
             Literal["applied"] | None, Query(description="Return once the switches confirmed")
         ] = None,
         revision: Annotated[
-            int | None, Query(ge=0, description="What to wait for; else the newest revision")
+            int | None,
+            Query(ge=0, le=MAX_REVISION, description="What to wait for; else the newest revision"),
         ] = None,
         timeout: Timeout = None,
     ) -> Response:
@@ -186,7 +190,9 @@ def _add_changes(routes: APIRouter, brain: Brain) -> None:
         "/v1/changes", operation_id="get_changes", tags=["changes"], responses=replies(Changes)
     )
     async def changes(
-        after: Annotated[int, Query(ge=0, description="The revision known so far")],
+        after: Annotated[
+            int, Query(ge=0, le=MAX_REVISION, description="The revision known so far")
+        ],
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
         timeout: Timeout = None,
     ) -> Response:
