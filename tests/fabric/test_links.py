@@ -140,7 +140,7 @@ def test_a_wire_between_two_ports_of_vms_is_no_link(world, guests):
         """Whether packets for another edge go out of a port."""
         out = f"output:{lab.port_number(port)}"
         buckets = [b.rstrip(",") for g in world.groups(edge) for b in g.split("bucket=")]
-        return any("push_mpls" in b and b.endswith(out) for b in buckets)
+        return any("watch_port" in b and b.endswith(out) for b in buckets)
 
     wait_links(world, 10)
     assert crossing("leaf1", "back-1")

@@ -150,7 +150,7 @@ def test_nothing_is_left_at_the_old_place(world, guests):
     # Nobody of the tenant is on leaf1 now.
     assert not world.flows("leaf1", vm_cookie)
     assert not world.flows("leaf1", subnet_cookie)
-    assert not any("cookie=0x9e0106" in line for line in world.flows("leaf1"))
+    assert not any("cookie=0x9e0206" in line for line in world.flows("leaf1"))
     assert move
     migrate(world, server, "leaf1-h1")
     assert world.tables("leaf3") == pristine

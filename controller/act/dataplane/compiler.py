@@ -146,8 +146,7 @@ class Compiler:
         if impact.everything:
             return Applied(self._rebuild(), zones)
         if impact.topology:
-            self.view.reroute()
-            impact.add_routed()
+            impact.reroute()
         changed: dict[str, set[Key]] = {}
         elsewhere: dict[object, Rules] = {}
         for datapath, unit in impact.spots:

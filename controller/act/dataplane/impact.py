@@ -66,7 +66,7 @@ def datapaths(view: FabricView) -> set[str]:
 
 class Impact:
     """The units that a run of changes may touch: `spots`, or `everything`. `topology` says
-    that paths must be computed before `add_routed` is asked what depends on them."""
+    that `reroute` has to add what depends on paths."""
 
     def __init__(self, view: FabricView) -> None:
         self.view = view
@@ -189,6 +189,9 @@ class Impact:
     def _link(self, change: Change, before: Link | None, after: Link | None) -> None:
         self.view.state.apply(change)
         self.topology = True
+        for known in (before, after):
+            if known is not None:  # whose ports are uplinks
+                self.spots.add((known.datapath, Unit("paths")))
 
     def _datapath(self, change: Change, before: Datapath | None, after: Datapath | None) -> None:
         self.view.state.apply(change)
@@ -201,13 +204,18 @@ class Impact:
         units = {*tenant_units(self.view, key), *(Unit("subnet", name) for name in also)}
         self.spots.update((datapath, unit) for datapath in where for unit in units)
 
-    def add_routed(self) -> None:
-        """What depends on paths: labels and groups everywhere, and floods."""
+    def reroute(self) -> None:
+        """Compute the paths afresh, and note what depends on those that differ: labels and
+        groups, and floods."""
+        before = self.view.routes
+        self.view.reroute()
         for datapath in datapaths(self.view):
+            if not before.differ(self.view.routes, datapath):
+                continue
             self.spots.add((datapath, Unit("paths")))
-        for key in self.view.state.subnets:
-            for datapath in self.view.edges_of_subnet(key):
-                self.spots.add((datapath, Unit("subnet", key)))
+            for key in self.view.state.subnets:
+                if self.view.subnet_at(key, datapath):
+                    self.spots.add((datapath, Unit("subnet", key)))
 
 
 class _Watch:
@@ -256,6 +264,7 @@ class _Watch:
         for datapath, port in before ^ after:
             if f"{datapath}:{port}" in self.impact.view.state.links:
                 self.impact.topology = True
+                self.impact.spots.add((datapath, Unit("paths")))
 
     def _appeared(self, unit: Unit, where: frozenset[str]) -> None:
         """A tenant or subnet came to the datapaths `where`, or left them."""

@@ -63,6 +63,7 @@ EGRESS = f.REG[0]  # number of the datapath that the packet leaves the fabric at
 TENANT = f.REG[1]  # number of the tenant
 SUBNET = f.REG[2]  # number of the subnet that the packet came from
 ZONE = f.REG[3]  # conntrack zone of the local VM that is being dealt with
+LABEL = f.REG[4]  # the outermost label, which can be matched in part only here
 
 _L2 = frozenset({f.IN_PORT, f.ETH_SRC, f.ETH_DST, f.ETH_TYPE})
 _L3 = frozenset({f.IPV4_SRC, f.IPV4_DST, f.IPV6_SRC, f.IPV6_DST, f.IP_PROTO, f.IP_TTL})
@@ -163,9 +164,9 @@ TABLES: dict[TableId, Table] = {
         _table(
             _T.LABEL,
             "is the label for this switch, or where is it carried on to?",
-            frozenset({f.ETH_TYPE, f.MPLS_LABEL}),
+            frozenset({f.ETH_TYPE, LABEL}),
             _T.DELIVER,
-            grows="edges x paths",
+            grows="edges x trees",
             on_core=True,
         ),
         _table(
@@ -223,8 +224,12 @@ class Payload(IntEnum):
         return (0x0800, 0x86DD, 0x8847)[self]
 
 
-#: Paths that a label can tell apart towards one edge (4 bits).
-MAX_PATHS = 16
+#: Trees towards one edge that a label can tell apart (6 bits), by what they are for: those
+#: that an ingress spreads connections over; the two that a switch turns to by itself where it
+#: has lost its next hop; and those laid when no planned tree is left to somebody.
+PLANNED = range(16)
+DETOURS = range(16, 18)
+REPAIRS = range(32, 48)
 MPLS = 0x8847
 IPV4 = 0x0800
 IPV6 = 0x86DD
@@ -232,12 +237,22 @@ ARP = 0x0806
 RARP = 0x8035
 LLDP = 0x88CC
 
+LABEL_BITS = 20
+_EDGE_SHIFT, _TREE_SHIFT = 8, 2
+#: Parts of a label: the edge, the tree, what lies under it.
+EDGE_MASK, TREE_MASK, PAYLOAD_MASK = 0xFFF << _EDGE_SHIFT, 0x3F << _TREE_SHIFT, 0x3
 
-def edge_label(edge: int, path: int, payload: Payload, version: int = 0) -> int:
-    """Label towards datapath number `edge` by `path`: 12, 4, 2 and 2 bits."""
-    if not (0 < edge < 1 << 12 and 0 <= path < MAX_PATHS and 0 <= version < 4):
-        raise ValueError(f"no label has room for edge {edge}, path {path}, version {version}")
-    return edge << 8 | path << 4 | version << 2 | payload
+
+def edge_label(edge: int, tree: int, payload: Payload | int) -> int:
+    """Label towards datapath number `edge` by `tree`: 12, 6 and 2 bits."""
+    if not (0 < edge < 1 << 12 and 0 <= tree < 1 << 6):
+        raise ValueError(f"no label has room for edge {edge}, tree {tree}")
+    return edge << _EDGE_SHIFT | tree << _TREE_SHIFT | payload
+
+
+def tree_bits(tree: int) -> int:
+    """Where a label says by which tree."""
+    return tree << _TREE_SHIFT
 
 
 def subnet_label(subnet: int, payload: Payload) -> int:
@@ -283,7 +298,7 @@ class Owner(IntEnum):
 COOKIE_MAGIC = 0x9E
 #: Raised when the meaning of tables or registers changes, so that a dump taken across an
 #: upgrade can be read, and rules of the old layout are known for what they are.
-GENERATION = 1
+GENERATION = 2
 
 
 def cookie(owner: Owner, key: str = "") -> int:
@@ -318,6 +333,15 @@ def flood_group(subnet: int) -> int:
 def local_flood_group(subnet: int) -> int:
     """Group that hands a broadcast from elsewhere to the local VMs of a subnet."""
     return 3 << 28 | subnet << 4
+
+
+def failover_group(slot: int) -> int:
+    """Group that sends on by the first port that lives; `slot` is one of its datapath."""
+    return 4 << 28 | slot
+
+
+#: Slots of such groups.
+FAILOVER_SLOTS = 1 << 28
 
 
 class MeterId(IntEnum):

@@ -68,7 +68,7 @@ class FabricView:
     tenant_subnets: dict[str, set[str]] = field(default_factory=dict)
     tenant_rules: dict[str, set[str]] = field(default_factory=dict)
     edges: Counter[str] = field(default_factory=Counter)
-    routes: paths.Routes = field(default_factory=paths.Routes)
+    routes: paths.Routes = field(default_factory=lambda: paths.Routes(paths.Plan({}, ())))
 
     @classmethod
     def of(cls, state: State) -> FabricView:
@@ -145,20 +145,36 @@ class FabricView:
             self.subnet_vms.get(nic.subnet, set()).discard(vm.id)
 
     def reroute(self) -> None:
-        """Compute the paths afresh from the links that are up in both directions."""
+        """Compute the paths afresh: the plan where other links or edges are there, and what is
+        used of it."""
+        adjacency, down = self._fabric()
+        edges = tuple(sorted(e for e in self.edges if self.edges[e] > 0 and self.number(e)))
+        plan = self.routes.plan
+        if (plan.adjacency, plan.edges) != (adjacency, edges):
+            plan = paths.plan(adjacency, edges)
+        self.routes = paths.choose(plan, down)
+
+    def _fabric(self) -> tuple[paths.Adjacency, set[paths.Place]]:
+        """The links that are known in both directions, and the ends of those of them that are
+        not up in both."""
         links = self.state.links
-        adjacency: dict[str, dict[str, int]] = {}
-        for link in sorted(links.values(), key=lambda x: (x.datapath, x.port), reverse=True):
+        ports: dict[str, dict[str, set[int]]] = {}
+        down: set[paths.Place] = set()
+        for link in links.values():
             back = links.get(f"{link.to_datapath}:{link.to_port}")
-            if back is None or not (link.up and back.up):
-                continue
             ends = {(link.datapath, link.port), (link.to_datapath, link.to_port)}
-            if (back.to_datapath, back.to_port) not in ends or not ends.isdisjoint(self.plugged):
-                continue  # one of the two has been plugged elsewhere since, or into a VM
-            # Of several parallel links the lowest port wins: it is written last.
-            adjacency.setdefault(link.datapath, {})[link.to_datapath] = link.port
-        edges = [e for e in self.edges if self.edges[e] > 0 and self.number(e)]
-        self.routes = paths.compute(adjacency, edges)
+            if back is None or (back.to_datapath, back.to_port) not in ends:
+                continue  # one of the two has been plugged elsewhere since
+            if not ends.isdisjoint(self.plugged):
+                continue  # into a VM, whatever it claims
+            ports.setdefault(link.datapath, {}).setdefault(link.to_datapath, set()).add(link.port)
+            if not (link.up and back.up):
+                down |= ends
+        adjacency = {
+            switch: {near: tuple(sorted(numbers)) for near, numbers in neighbours.items()}
+            for switch, neighbours in ports.items()
+        }
+        return adjacency, down
 
     def settle(self, vm_id: str) -> None:
         """Compute a VM's places afresh, and count them."""

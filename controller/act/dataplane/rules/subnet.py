@@ -42,7 +42,7 @@ from controller.act.dataplane.rules.base import (
     address_test,
     punt,
 )
-from controller.act.dataplane.rules.switch import ICMPV6, push
+from controller.act.dataplane.rules.switch import ICMPV6, push, send
 from controller.act.dataplane.rules.vm import UDP, arp_responder, receiving
 from controller.act.dataplane.view import FabricView, Place
 from controller.model.addresses import IPv4Address, IPv6Address
@@ -166,9 +166,10 @@ def _local_ports(view: FabricView, key: str, datapath: str) -> list[int]:
 def _remote_buckets(view: FabricView, net: Subnet, datapath: str) -> list[Bucket]:
     buckets = []
     for edge in sorted(view.edges_of_subnet(net.id)):
-        out = view.routes.trees(edge, datapath)
-        if edge == datapath or not out:
+        trees = view.routes.trees(edge, datapath)
+        if edge == datapath or not trees:
             continue
-        tree = net.number % len(out)
-        buckets.append(Bucket(push(view.number(edge), tree, Payload.LABEL, out[tree])))
+        tree, hop = trees[net.number % len(trees)]
+        labelled = push(view.number(edge), tree, Payload.LABEL)
+        buckets.append(Bucket((*labelled, *send(view, datapath, hop))))
     return buckets

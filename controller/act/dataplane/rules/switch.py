@@ -7,26 +7,34 @@ from __future__ import annotations
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.records import (
     CONTROLLER,
+    Act,
     Bucket,
     Ct,
     Flow,
     Group,
     GroupType,
     Meter,
+    Move,
     Output,
     PopMpls,
     PushMpls,
     SetField,
     ToGroup,
 )
+from controller.act.dataplane.paths import Hop
 from controller.act.dataplane.pipeline import (
     ARP,
+    EDGE_MASK,
     EGRESS,
     IPV4,
     IPV6,
+    LABEL,
+    LABEL_BITS,
     LLDP,
     METER_RATES,
     MPLS,
+    PAYLOAD_MASK,
+    TREE_MASK,
     ZONE,
     MeterId,
     Owner,
@@ -34,7 +42,9 @@ from controller.act.dataplane.pipeline import (
     TableId,
     after,
     edge_label,
+    failover_group,
     path_group,
+    tree_bits,
 )
 from controller.act.dataplane.rules.base import (
     CT_ESTABLISHED,
@@ -152,64 +162,87 @@ def paths(view: FabricView, datapath: str) -> Entries:
     w = Writer.of(Owner.PATHS)
     for port in uplinks(view, datapath):
         yield w.flow(
-            TableId.CLASSIFY, 500, (f.IN_PORT, port), (f.ETH_TYPE, MPLS), goto=TableId.LABEL
+            TableId.CLASSIFY,
+            500,
+            (f.IN_PORT, port),
+            (f.ETH_TYPE, MPLS),
+            do=(Move(f.MPLS_LABEL, LABEL, LABEL_BITS),),
+            goto=TableId.LABEL,
         )
-    for edge, tree, port in sorted(view.routes.carried.get(datapath, ())):
-        number = view.number(edge)
-        for payload in Payload:
-            yield _label(w, edge_label(number, tree, payload), do=(Output(port),))
-    if not view.is_edge(datapath) or not view.number(datapath):
+    for hop, slot in view.routes.slots(datapath).items():
+        yield _failover(hop, slot)
+    for (edge, tree), hop in view.routes.carried(datapath).items():
+        label = edge_label(view.number(edge), tree, 0)
+        yield _label(w, label, EDGE_MASK | TREE_MASK, do=send(view, datapath, hop))
+    own = view.number(datapath)
+    if not view.is_edge(datapath) or not own:
         return
-    yield from _own_labels(view, w, datapath)
+    for payload in Payload:
+        pop = (PopMpls(payload.ethertype),)
+        label = edge_label(own, 0, payload)
+        yield _label(w, label, EDGE_MASK | PAYLOAD_MASK, do=pop, goto=TableId.DELIVER)
     for edge in sorted(view.edges):
-        out = view.routes.trees(edge, datapath)
-        if edge != datapath and view.is_edge(edge) and out:
-            yield from _towards(w, view.number(edge), out)
+        if edge != datapath and view.is_edge(edge) and view.number(edge):
+            yield from _towards(view, w, datapath, edge)
 
 
 def _label(
-    w: Writer, label: int, *, do: tuple[Output | PopMpls, ...], deliver: bool = False
+    w: Writer, label: int, mask: int, *, do: tuple[Act, ...], goto: TableId | None = None
 ) -> Flow:
-    goto = TableId.DELIVER if deliver else None
-    return w.flow(TableId.LABEL, 10, (f.ETH_TYPE, MPLS), (f.MPLS_LABEL, label), do=do, goto=goto)
+    return w.flow(TableId.LABEL, 10, (f.ETH_TYPE, MPLS), (LABEL, label, mask), do=do, goto=goto)
 
 
-def _own_labels(view: FabricView, w: Writer, datapath: str) -> Entries:
-    number = view.number(datapath)
-    trees = max((len(p) for (_, e), p in view.routes.ports.items() if e == datapath), default=0)
-    for tree in range(trees):
-        for payload in Payload:
-            label = edge_label(number, tree, payload)
-            yield _label(w, label, do=(PopMpls(payload.ethertype),), deliver=True)
+def _failover(hop: Hop, slot: int) -> Group:
+    """What needs no controller: the port that lives is taken, and the packet put on a detour
+    where none of its own does."""
+    buckets = [Bucket((Output(port),), watch_port=port) for port in hop.ports]
+    if hop.detour is not None:
+        turn: tuple[Act, ...] = (
+            SetField(LABEL, tree_bits(hop.detour), TREE_MASK),
+            Move(LABEL, f.MPLS_LABEL, LABEL_BITS),
+            # It may have to go back to where it came from, which a switch does not do otherwise.
+            SetField(f.INGRESS, 0),
+        )
+        buckets += [Bucket((*turn, Output(port)), watch_port=port) for port in hop.around]
+    return Group(failover_group(slot), GroupType.FAST_FAILOVER, tuple(buckets))
 
 
-def push(
-    edge: int, tree: int, payload: Payload, port: int
-) -> tuple[PushMpls | SetField | Output, ...]:
-    """Actions that send a packet towards datapath number `edge` by `tree`."""
-    return (
-        PushMpls(),
-        SetField(f.MPLS_LABEL, edge_label(edge, tree, payload)),
-        Output(port),
-    )
+def send(view: FabricView, datapath: str, hop: Hop) -> tuple[Act, ...]:
+    """Actions that send on a packet whose label the register LABEL holds too."""
+    slot = view.routes.slots(datapath).get(hop)
+    return (Output(hop.ports[0]) if slot is None else ToGroup(failover_group(slot)),)
 
 
-def _towards(w: Writer, number: int, out: tuple[int, ...]) -> Entries:
+def push(edge: int, tree: int, payload: Payload) -> tuple[Act, ...]:
+    """Actions that put the label towards datapath number `edge` by `tree` on a packet."""
+    label = edge_label(edge, tree, payload)
+    return (PushMpls(), SetField(f.MPLS_LABEL, label), SetField(LABEL, label))
+
+
+def _towards(view: FabricView, w: Writer, datapath: str, edge: str) -> Entries:
+    """The trees to one edge. Where they begin at several neighbours, those that live share the
+    packets; a single one is gone around by the switch's own fast failover.
+
+    The group stays, and hashes the same fields, however many trees are left, none of them even:
+    Open vSwitch before 3.1.2 confuses cached flows that overlap (dpif_netdev_flow_put), and
+    could go on dropping by one of them after a way came back.
+    """
+    number = view.number(edge)
+    trees = view.routes.trees(edge, datapath)
+    spread = len({frozenset(hop.ports) for _, hop in trees}) > 1
     for payload, ethertype, hashed in (
         (Payload.IPV4, IPV4, HASHED),
         (Payload.IPV6, IPV6, HASHED6),
     ):
-        buckets = tuple(Bucket(push(number, tree, payload, port)) for tree, port in enumerate(out))
-        yield Group(
-            path_group(number, payload),
-            GroupType.SELECT,
-            buckets,
-            hashed if len(buckets) > 1 else (),
+        buckets = tuple(
+            Bucket(
+                (*push(number, tree, payload), *send(view, datapath, hop)),
+                watch_port=hop.ports[0] if spread else None,
+            )
+            for tree, hop in trees
         )
+        group = path_group(number, payload)
+        yield Group(group, GroupType.SELECT, buckets, hashed)
         yield w.flow(
-            TableId.PATH,
-            10,
-            (f.ETH_TYPE, ethertype),
-            (EGRESS, number),
-            do=(ToGroup(path_group(number, payload)),),
+            TableId.PATH, 10, (f.ETH_TYPE, ethertype), (EGRESS, number), do=(ToGroup(group),)
         )
