@@ -18,6 +18,7 @@ from controller.act.dataplane.openflow import decode, encode, wire
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
 from controller.act.dataplane.openflow.encode import Bundle, Change, Command
+from controller.act.dataplane.openflow.flow_replies import Installed, Layouts, flow_descs
 from controller.act.dataplane.openflow.records import (
     CONTROLLER,
     IN_PORT_NUMBER,
@@ -331,9 +332,10 @@ class Session:
                 return found
             found.append(self.receive())
 
-    def installed(self) -> list[decode.Installed]:
-        request = encode.flow_desc_request(self.xid())
-        return [item for part in self.replies(request) for item in decode.flow_descs(part).items]
+    def installed(self) -> list[Installed]:
+        parts = self.replies(encode.flow_desc_request(self.xid()))
+        layouts = Layouts()
+        return [item for part in parts for item in flow_descs(part, layouts).items]
 
     def flows(self) -> list[Flow | AlienFlow]:
         return [item.flow for item in self.installed()]
@@ -460,7 +462,7 @@ def test_a_dump_can_be_limited_by_cookie_and_table(session: Session) -> None:
     provide(session)
     assert session.do(*(encode.flow_mod(session.xid(), Command.ADD, x) for x in FLOWS)) == []
     request = encode.flow_desc_request(session.xid(), table=4, cookie=1, cookie_mask=1)
-    found = [i.flow for r in session.replies(request) for i in decode.flow_descs(r).items]
+    found = [i.flow for r in session.replies(request) for i in flow_descs(r, Layouts()).items]
     wanted = [flow for flow in FLOWS if flow.table == 4 and flow.cookie & 1]
     assert sorted(found, key=by_place) == sorted(wanted, key=by_place)
 

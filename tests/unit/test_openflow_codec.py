@@ -25,6 +25,7 @@ from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.actions import get_actions, put_actions
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup
 from controller.act.dataplane.openflow.encode import Bundle, Change, Command, FlowFlag
+from controller.act.dataplane.openflow.flow_replies import Layouts, flow_descs
 from controller.act.dataplane.openflow.oxm import get_tests, put_match, raw_match
 from controller.act.dataplane.openflow.records import (
     CONTROLLER,
@@ -62,8 +63,10 @@ REPLIES: dict[str, list[bytes]] = {
         (Path(__file__).parent / "data" / "openflow15_ovs31.json").read_text()
     ).items()
 }
+#: Kept, as those of a switch are.
+LAYOUTS = Layouts()
 DECODERS: dict[str, Callable[[bytes], Any]] = {
-    "flow_descs": decode.flow_descs,
+    "flow_descs": lambda data: flow_descs(data, LAYOUTS),
     "group_descs": decode.group_descs,
     "meter_descs": decode.meter_descs,
     "packet_in": decode.packet_in,
@@ -429,7 +432,7 @@ def flow_desc(flow: Flow, timeouts: tuple[int, int] = (0, 0)) -> bytes:
 
 @given(FLOWS)
 def test_a_flow_is_read_as_it_was_written(flow: Flow) -> None:
-    xid, (found,), more = decode.flow_descs(flow_desc(flow))
+    xid, (found,), more = flow_descs(flow_desc(flow), Layouts())
     assert (xid, more) == (5, True)
     assert found.flow == flow
     assert (found.packets, found.bytes, found.seconds) == (7, 0, 2.0)
@@ -438,7 +441,7 @@ def test_a_flow_is_read_as_it_was_written(flow: Flow) -> None:
 def test_a_flow_with_a_timeout_is_alien() -> None:
     """We never set one, and the entry will go by itself."""
     flow = Flow(3, 4, match((f.IN_PORT, 1)), cookie=9)
-    (found,) = decode.flow_descs(flow_desc(flow, (0, 60))).items
+    (found,) = flow_descs(flow_desc(flow, (0, 60)), Layouts()).items
     assert isinstance(found.flow, AlienFlow)
     assert found.flow.place == flow.place
     assert "60 s hard" in found.flow.why
@@ -460,7 +463,7 @@ def test_packet_registers_and_packet_type_are_read_as_what_we_wrote() -> None:
 
 
 def test_replies_of_a_real_switch_are_read() -> None:
-    flows = [item for data in REPLIES["flow_descs"] for item in decode.flow_descs(data).items]
+    flows = [item for data in REPLIES["flow_descs"] for item in DECODERS["flow_descs"](data).items]
     aliens = [item.flow for item in flows if isinstance(item.flow, AlienFlow)]
     assert len(flows) > 60
     assert [alien.table for alien in aliens] == [9]
@@ -563,13 +566,13 @@ def test_clones_without_end_are_malformed() -> None:
     for _ in range(200):
         act = Clone((act,))
     with pytest.raises(wire.Malformed, match="nested deeper"):
-        decode.flow_descs(flow_desc(Flow(0, 1, match(), (act,))))
+        flow_descs(flow_desc(Flow(0, 1, match(), (act,))), Layouts())
 
 
 def test_malformed_says_where_and_why() -> None:
     data = bytearray(flow_desc(Flow(0, 1, match((f.IN_PORT, 1)))))
     data[16 + 24 + 7] = 40  # the length of in_port
     with pytest.raises(wire.Malformed) as caught:
-        decode.flow_descs(bytes(data))
+        flow_descs(bytes(data), Layouts())
     assert caught.value.place == "flow description 0"
     assert "claims 40 bytes" in caught.value.cause

@@ -33,6 +33,7 @@ from controller.act.dataplane.compiler import (
 from controller.act.dataplane.openflow import decode, encode
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
 from controller.act.dataplane.openflow.decode import SwitchError
+from controller.act.dataplane.openflow.flow_replies import Layouts, flow_entries
 from controller.act.dataplane.openflow.records import Flow, Group, Meter, ToGroup
 from controller.act.dataplane.openflow.wire import (
     BARRIER_REPLY,
@@ -140,6 +141,7 @@ class Channel:
         self._zones: set[int] = set()
         #: What the newest reading of each part decoded, so that the next need not.
         self._signatures: dict[tuple[int, int], dict[bytes, _Known]] = {}
+        self._layouts = Layouts()
         self._part = 0
         self._parted: list[set[Key]] = []
         self._batch: _Batch | None = None
@@ -388,7 +390,8 @@ class Channel:
         return self._parted[reading.part]
 
     def _flows(self, reading: _Reading, data: bytes) -> bool:
-        reply = decode.flow_entries(data, self._signatures.get((reading.part, reading.parts), {}))
+        known = self._signatures.get((reading.part, reading.parts), {})
+        reply = flow_entries(data, known, self._layouts)
         for signature, item in reply.items:
             if isinstance(item, _Known):
                 seen = item

@@ -7,8 +7,10 @@ its lib/ofp-actions.c.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import repeat
+from typing import Any, NamedTuple
 
 from controller.act.dataplane.openflow.fields import ALL, Field
 from controller.act.dataplane.openflow.oxm import (
@@ -35,6 +37,7 @@ from controller.act.dataplane.openflow.records import (
     SetField,
     ToGroup,
     ToMeter,
+    by_columns,
 )
 from controller.act.dataplane.openflow.wire import (
     INSTRUCTION_APPLY,
@@ -221,6 +224,10 @@ def _sized(length: int, exact: int, name: str, place: str) -> None:
 def _get_output(data: bytes, at: int, length: int, place: str, depth: int) -> Act:
     _sized(length, 16, "output", place)
     _, _, port, max_len = _OUTPUT.unpack_from(data, at)
+    return _output(port, max_len)
+
+
+def _output(port: int, max_len: int) -> Output:
     return Output(port, max_len) if port == CONTROLLER else Output(port)
 
 
@@ -391,3 +398,60 @@ def get_instructions(
             raise Unknown(f"instruction {kind}")
         at += length
     return actions, goto
+
+
+# --- what differs between entries of one layout ---------------------------------------------
+
+
+class Varying(NamedTuple):
+    """How an action differs from entry to entry: `make` gives many of it, of columns of the
+    values that stand at `places` of (offset from the action, bytes)."""
+
+    make: Callable[..., Iterable[Act]]
+    places: tuple[tuple[int, int], ...]
+
+
+def _outputs(ports: Iterable[int], lengths: Iterable[int]) -> Iterable[Act]:
+    return map(_output, ports, lengths)
+
+
+def _conjunctions(clause: Iterable[int], of: Iterable[int], ids: Iterable[int]) -> Iterable[Act]:
+    return by_columns(Conjunction, ids, clause, of)
+
+
+_VARYING: dict[type, Varying] = {
+    Output: Varying(_outputs, ((4, 4), (8, 2))),
+    ToGroup: Varying(partial(by_columns, ToGroup), ((4, 4),)),
+    ToMeter: Varying(partial(by_columns, ToMeter), ((4, 4),)),
+    Conjunction: Varying(_conjunctions, ((10, 1), (11, 1), (12, 4))),
+}
+
+
+def varying(data: bytes, at: int, act: Act) -> Varying:
+    """How the action at `at`, which was read as `act`, differs in entries that have all other
+    bytes in common with this one: without places where it does not."""
+    whole = _SET_WHOLE.get(data[at + 4 : at + 8]) if isinstance(act, SetField) else None
+    if whole is None:
+        return _VARYING.get(type(act), Varying(lambda: (), ()))
+    field, size, full = whole
+
+    def make(values: Iterable[int]) -> Iterable[Act]:
+        kept = [value & full for value in values]
+        return by_columns(SetField, repeat(field, len(kept)), kept, repeat(None))
+
+    return Varying(make, ((8, size),))
+
+
+def applied_at(data: bytes, at: int, end: int) -> list[int]:
+    """Where the actions are that `get_instructions` gave of the same bytes."""
+    found: list[int] = []
+    while at < end:
+        kind, length = _HEAD.unpack_from(data, at)
+        if kind == INSTRUCTION_APPLY:
+            found = []
+            place = at + 8
+            while place < at + length:
+                found.append(place)
+                place += _HEAD.unpack_from(data, place)[1]
+        at += length
+    return found

@@ -1,24 +1,32 @@
 """Messages from a switch, from the bytes of OpenFlow 1.5 to records.
 
-Entries, groups and meters come out in the canonical form in which we make them, so that what a
-switch reports after it took a record equals that record; what we could never have sent comes
-out as an alien. Malformed is the only thing raised, whatever the bytes.
+Groups and meters come out in the canonical form in which we make them, so that what a switch
+reports after it took a record equals that record; what we could never have sent comes out as an
+alien. Flow entries have a module of their own (`flow_replies`). Malformed is the only thing
+raised, whatever the bytes.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from controller.act.dataplane.openflow import errors
-from controller.act.dataplane.openflow.actions import get_actions, get_instructions
-from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
+from controller.act.dataplane.openflow.actions import get_actions
+from controller.act.dataplane.openflow.aliens import AlienGroup, AlienMeter
 from controller.act.dataplane.openflow.fields import Field
+from controller.act.dataplane.openflow.frame import (
+    BODY,
+    Reply,
+    entry_end,
+    header,
+    multipart,
+    opened,
+)
 from controller.act.dataplane.openflow.oxm import Unknown, get_tests, raw_match
 from controller.act.dataplane.openflow.records import (
     Bucket,
-    Flow,
     Group,
     GroupType,
     Meter,
@@ -33,7 +41,6 @@ from controller.act.dataplane.openflow.wire import (
     BUNDLE_CONTROL,
     ERROR,
     EXPERIMENTER_PROPERTY,
-    FLOW_DESC,
     GROUP_DESC,
     HEADER,
     HEADER_SIZE,
@@ -42,25 +49,22 @@ from controller.act.dataplane.openflow.wire import (
     METER_KBPS,
     METER_PKTPS,
     METER_STATS,
-    MP_FLOW_DESC,
     MP_GROUP_DESC,
     MP_METER_DESC,
-    MP_MORE,
-    MULTIPART,
-    MULTIPART_REPLY,
     NTR_SELECTION_METHOD,
     NTR_VENDOR,
     PACKET_IN,
     PACKET_IN_BODY,
     PROPERTY,
     SELECTION_METHOD,
-    VERSION,
     Header,
     Malformed,
 )
 
-T = TypeVar("T")
-K = TypeVar("K")
+__all__ = [
+    "BundleReply", "PacketIn", "Reply", "SwitchError", "bundle_reply", "error", "group_descs",
+    "header", "meter_descs", "packet_in",
+]  # fmt: skip
 
 
 class SwitchError(NamedTuple):
@@ -82,16 +86,6 @@ class SwitchError(NamedTuple):
     def refused(self) -> Header | None:
         """The header of the message refused, None where the switch sent too little of it."""
         return Header(*HEADER.unpack_from(self.data)) if len(self.data) >= HEADER_SIZE else None
-
-
-class Installed(NamedTuple):
-    """An entry that a switch has, with its counters since `seconds` ago."""
-
-    flow: Flow | AlienFlow
-    packets: int
-    bytes: int
-    seconds: float
-    flags: int
 
 
 class PacketIn(NamedTuple):
@@ -117,51 +111,15 @@ class BundleReply(NamedTuple):
     flags: int
 
 
-class Reply(NamedTuple, Generic[T]):
-    """One message of a multipart reply; `more` are to come under the same `xid`."""
-
-    xid: int
-    items: list[T]
-    more: bool
-
-
 _ERROR = struct.Struct(">HH")
 _EXPERIMENTER_ID = struct.Struct(">I")
-_STATISTICS = struct.Struct(">HH")
 _WORD = struct.Struct(">I")
-_TIME = struct.Struct(">II")
-_COUNT = struct.Struct(">Q")
-#: OXS headers (class 0x8002) of what is read: OpenFlow 1.5.1, 7.2.4.2.
-_DURATION, _PACKETS, _BYTES = 0x80020008, 0x80020808, 0x80020A08
 _ETHERNET_PAD = 2
-
-
-def header(data: bytes) -> Header:
-    """The header of a message, or of the stretch of a stream that begins with one: of any
-    version, `length` being at least 8 but perhaps more than there is yet."""
-    if len(data) < HEADER_SIZE:
-        raise Malformed("header", f"{len(data)} bytes, {HEADER_SIZE} are needed")
-    found = Header(*HEADER.unpack_from(data))
-    if found.length < HEADER_SIZE:
-        raise Malformed("header", f"length {found.length} is less than the header's own")
-    return found
-
-
-def _opened(data: bytes, kind: int, place: str, least: int) -> Header:
-    """The header of one whole message of `kind` with at least `least` bytes of body."""
-    found = header(data)
-    if found.version != VERSION or found.type != kind:
-        raise Malformed(place, f"version {found.version}, type {found.type} instead of {kind}")
-    if found.length != len(data):
-        raise Malformed(place, f"claims {found.length} bytes and has {len(data)}")
-    if len(data) < HEADER_SIZE + least:
-        raise Malformed(place, f"body of {len(data) - HEADER_SIZE} bytes, {least} are needed")
-    return found
 
 
 def error(data: bytes) -> SwitchError:
     """An error message."""
-    head = _opened(data, ERROR, "error message", 4)
+    head = opened(data, ERROR, "error message", 4)
     kind, code = _ERROR.unpack_from(data, HEADER_SIZE)
     if kind != errors.EXPERIMENTER_ERROR:
         return SwitchError(head.xid, kind, code, None, data[12:])
@@ -172,14 +130,14 @@ def error(data: bytes) -> SwitchError:
 
 def bundle_reply(data: bytes) -> BundleReply:
     """The answer to a bundle control."""
-    head = _opened(data, BUNDLE_CONTROL, "bundle control", BUNDLE.size)
+    head = opened(data, BUNDLE_CONTROL, "bundle control", BUNDLE.size)
     return BundleReply(head.xid, *BUNDLE.unpack_from(data, HEADER_SIZE))
 
 
 def packet_in(data: bytes) -> PacketIn:
     """A packet sent to the controller."""
     place = "packet-in"
-    head = _opened(data, PACKET_IN, place, PACKET_IN_BODY.size)
+    head = opened(data, PACKET_IN, place, PACKET_IN_BODY.size)
     _, size, reason, table, cookie = PACKET_IN_BODY.unpack_from(data, HEADER_SIZE)
     start = HEADER_SIZE + PACKET_IN_BODY.size
     stop, end = raw_match(data, start, len(data), place)
@@ -190,124 +148,14 @@ def packet_in(data: bytes) -> PacketIn:
     return PacketIn(head.xid, reason, table, cookie, fields, size, data[end + _ETHERNET_PAD :])
 
 
-def _multipart(data: bytes, kind: int, place: str) -> tuple[int, bool]:
-    head = _opened(data, MULTIPART_REPLY, place, MULTIPART.size)
-    found, flags = MULTIPART.unpack_from(data, HEADER_SIZE)
-    if found != kind:
-        raise Malformed(place, f"multipart type {found} instead of {kind}")
-    return head.xid, bool(flags & MP_MORE)
-
-
-def _entry_end(data: bytes, at: int, least: int, place: str) -> int:
-    """Where the entry at `at` ends, whose first two bytes are its length."""
-    left = len(data) - at
-    if left < least:
-        raise Malformed(place, f"{left} bytes left, {least} are needed")
-    length = data[at] << 8 | data[at + 1]
-    if length < least or length > left:
-        raise Malformed(place, f"claims {length} bytes, {left} are left")
-    return at + length
-
-
-def flow_descs(data: bytes) -> Reply[Installed]:
-    """One message of the reply to a FLOW_DESC request."""
-    xid, more = _multipart(data, MP_FLOW_DESC, "flow descriptions")
-    at = HEADER_SIZE + MULTIPART.size
-    found: list[Installed] = []
-    while at < len(data):
-        place = f"flow description {len(found)}"
-        end = _entry_end(data, at, FLOW_DESC.size, place)
-        found.append(_installed(data, at, end, place))
-        at = end
-    return Reply(xid, found, more)
-
-
-def flow_entries(data: bytes, known: Mapping[bytes, K]) -> Reply[tuple[bytes, K | Installed]]:
-    """As `flow_descs`, for a reader who has seen most of it before: each entry comes with its
-    signature, which is all of its bytes but the counters, and is decoded only where `known`
-    has nothing under that signature."""
-    xid, more = _multipart(data, MP_FLOW_DESC, "flow descriptions")
-    at = HEADER_SIZE + MULTIPART.size
-    found: list[tuple[bytes, K | Installed]] = []
-    while at < len(data):
-        place = f"flow description {len(found)}"
-        end = _entry_end(data, at, FLOW_DESC.size, place)
-        signature = _signature(data, at, end)
-        item = known.get(signature)
-        found.append((signature, _installed(data, at, end, place) if item is None else item))
-        at = end
-    return Reply(xid, found, more)
-
-
-def _signature(data: bytes, at: int, end: int) -> bytes:
-    """All of an entry but its length and counters; its own bytes where it is malformed, which
-    decoding will then tell."""
-    start = at + FLOW_DESC.size
-    counters = start + ((data[start + 2] << 8 | data[start + 3]) + 7) // 8 * 8
-    if counters + 4 > end:
-        return data[at:end]
-    instructions = counters + ((data[counters + 2] << 8 | data[counters + 3]) + 7) // 8 * 8
-    return data[at + 2 : counters] + data[instructions:end]
-
-
-def _installed(data: bytes, at: int, end: int, place: str) -> Installed:
-    _, table, priority, idle, hard, flags, importance, cookie = FLOW_DESC.unpack_from(data, at)
-    start = at + FLOW_DESC.size
-    stop, counters = raw_match(data, start, end, place)
-    packets, octets, seconds, instructions = _statistics(data, counters, end, place)
-    tests = None
-    try:
-        tests = get_tests(data, start + 4, stop, place)
-        actions, goto = get_instructions(data, instructions, end, place)
-        if idle or hard or importance:
-            raise Unknown(f"timeouts {idle} s idle, {hard} s hard, importance {importance}")
-        flow: Flow | AlienFlow = Flow(table, priority, tests, actions, goto, cookie)
-    except Unknown as strange:
-        flow = AlienFlow(
-            table, priority, tests, data[start:counters], data[instructions:end], cookie,
-            str(strange),
-        )  # fmt: skip
-    return Installed(flow, packets, octets, seconds, flags)
-
-
-def _statistics(data: bytes, at: int, end: int, place: str) -> tuple[int, int, float, int]:
-    """Packets, bytes, seconds of the `ofp_stats` at `at`, and where its padding ends."""
-    if end - at < 4:
-        raise Malformed(place, "ends before its statistics")
-    length = _STATISTICS.unpack_from(data, at)[1]
-    stop = at + length
-    padded = at + (length + 7) // 8 * 8
-    if length < 4 or padded > end:
-        raise Malformed(place, f"statistics claim {length} bytes, {end - at} are left")
-    at += 4
-    packets = octets = 0
-    seconds = 0.0
-    while at < stop:
-        if stop - at < 4:
-            raise Malformed(place, f"{stop - at} bytes left where a statistic begins")
-        word: int = _WORD.unpack_from(data, at)[0]
-        at += 4 + (word & 0xFF)
-        if at > stop:
-            raise Malformed(place, f"statistic {word:#010x} is longer than what is left")
-        if word == _PACKETS:
-            packets = _COUNT.unpack_from(data, at - 8)[0]
-        elif word == _BYTES:
-            octets = _COUNT.unpack_from(data, at - 8)[0]
-        elif word == _DURATION:
-            whole, nanoseconds = _TIME.unpack_from(data, at - 8)
-            seconds = whole + nanoseconds / 1e9
-    return packets, octets, seconds, padded
-
-
 def group_descs(data: bytes) -> Reply[Group | AlienGroup]:
     """One message of the reply to a GROUP_DESC request."""
-    xid, more = _multipart(data, MP_GROUP_DESC, "group descriptions")
-    at = HEADER_SIZE + MULTIPART.size
+    xid, more = multipart(data, MP_GROUP_DESC, "group descriptions")
+    at = BODY
     found: list[Group | AlienGroup] = []
     while at < len(data):
-        place = f"group description {len(found)}"
-        end = _entry_end(data, at, GROUP_DESC.size, place)
-        found.append(_group(data, at, end, place))
+        end = entry_end(data, at, GROUP_DESC.size, "group description", len(found))
+        found.append(_group(data, at, end, f"group description {len(found)}"))
         at = end
     return Reply(xid, found, more)
 
@@ -391,12 +239,11 @@ def _hash_fields(data: bytes, at: int, end: int, place: str) -> tuple[Field, ...
 
 def meter_descs(data: bytes) -> Reply[Meter | AlienMeter]:
     """One message of the reply to a METER_DESC request."""
-    xid, more = _multipart(data, MP_METER_DESC, "meter descriptions")
-    at = HEADER_SIZE + MULTIPART.size
+    xid, more = multipart(data, MP_METER_DESC, "meter descriptions")
+    at = BODY
     found: list[Meter | AlienMeter] = []
     while at < len(data):
-        place = f"meter description {len(found)}"
-        end = _entry_end(data, at, METER_DESC.size, place)
+        end = entry_end(data, at, METER_DESC.size, "meter description", len(found))
         found.append(_meter(data, at, end))
         at = end
     return Reply(xid, found, more)

@@ -125,26 +125,28 @@ def raw_match(data: bytes, start: int, end: int, place: str) -> tuple[int, int]:
     return stop, padded
 
 
-def _registers(number: int, value: int, mask: int) -> tuple[Test, ...]:
-    """The 32-bit tests that one of a 64-bit packet register holds."""
-    tests: list[Test] = []
-    for field, shift in ((REG[2 * number], 32), (REG[2 * number + 1], 0)):
-        part = mask >> shift & 0xFFFFFFFF
-        if part:
-            exact = part == 0xFFFFFFFF
-            tests.append((field, value >> shift & part, None if exact else part))
-    return tuple(tests)
+class Slot(NamedTuple):
+    """Where a test finds its value: `size` bytes at `start`, of which the bits of `kept` count.
+    `mask` is the test's own, None for an exact match; `rank` its place in a canonical match."""
+
+    rank: int
+    start: int
+    size: int
+    kept: int
+    field: Field
+    mask: int | None
 
 
-def get_tests(
+def get_slots(
     data: bytes, start: int, stop: int, place: str, *, lenient: bool = False
-) -> tuple[Test, ...]:
-    """The TLVs between `start` and `stop` as tests in canonical order.
+) -> list[Slot]:
+    """Where the TLVs between `start` and `stop` have the values of their tests, in canonical
+    order. What only repeats a default (an empty mask, packet_type=Ethernet) is left out.
 
     Unknown for a field that is none of ours (passed over if `lenient`), Malformed for what
     cannot be read at all.
     """
-    found: dict[int, Test] = {}
+    found: dict[int, Slot] = {}
     unknown = ""
     while start < stop:
         if stop - start < 4:
@@ -165,26 +167,43 @@ def get_tests(
         start = end
     if unknown and not lenient:
         raise Unknown(unknown)
-    return tuple([found[rank] for rank in sorted(found)])
+    return [found[rank] for rank in sorted(found)]
 
 
-def _take(known: _In, data: bytes, start: int, found: dict[int, Test]) -> bool:
-    """Put one TLV into `found`, by rank. False if its field is there already."""
-    rank, field, masked, size, full, register = known
-    value = int.from_bytes(data[start : start + size], "big")
-    mask = full
+def _take(known: _In, data: bytes, start: int, found: dict[int, Slot]) -> bool:
+    """Put what one TLV tests into `found`, by rank. False if its field is there already."""
+    rank, field, masked, size, mask, register = known
     if masked:
         mask &= int.from_bytes(data[start + size : start + 2 * size], "big")
-    if register is None:
-        if not mask:
-            return True
+    if register is not None:
+        # 64 bits that hold two tests.
+        low = REG[2 * register + 1]
+        return _keep(found, rank, start, 4, mask >> 32, field) and _keep(
+            found, rank + 1, start + 4, 4, mask & 0xFFFFFFFF, low
+        )
+    return _keep(found, rank, start, size, mask, field)
+
+
+def _keep(
+    found: dict[int, Slot], rank: int, start: int, size: int, mask: int, field: Field
+) -> bool:
+    if mask:
         if rank in found:
             return False
-        found[rank] = (field, value & mask, None if mask == full else mask)
-        return True
-    for test in _registers(register, value, mask):
-        place = rank + (test[0] is not field)
-        if place in found:
-            return False
-        found[place] = test
+        exact = mask == field.full_mask
+        found[rank] = Slot(rank, start, size, mask, field, None if exact else mask)
     return True
+
+
+def get_tests(
+    data: bytes, start: int, stop: int, place: str, *, lenient: bool = False
+) -> tuple[Test, ...]:
+    """The TLVs between `start` and `stop` as tests in canonical order; raises as `get_slots`."""
+    return tuple(
+        [
+            (field, int.from_bytes(data[at : at + size], "big") & kept, mask)
+            for _, at, size, kept, field, mask in get_slots(
+                data, start, stop, place, lenient=lenient
+            )
+        ]
+    )

@@ -6,9 +6,12 @@ A record is what we want or what a switch said it has; both sides are made canon
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, repeat
+from typing import TypeVar
 
 from controller.act.dataplane.openflow.fields import Field
 
@@ -21,6 +24,8 @@ NO_BUFFER = 0xFFFFFFFF
 #: Field, value, and mask or None for an exact match.
 Test = tuple[Field, int, int | None]
 Match = tuple[Test, ...]
+
+R = TypeVar("R")
 
 
 def match(*tests: tuple[Field, int] | Test) -> Match:
@@ -238,3 +243,14 @@ class Meter:
     rate: int
     burst: int = 0
     packets: bool = False
+
+
+def by_columns(kind: type[R], *columns: Iterable[object]) -> list[R]:
+    """Records of one of the kinds above, of columns of their fields in order; the first one
+    says how many. What the constructor of a frozen record checks is taken for granted, and
+    what it does an object at a time takes a third of the time."""
+    first = list(columns[0])
+    made: list[R] = list(map(object.__new__, repeat(kind, len(first))))
+    for name, column in zip(kind.__match_args__, (first, *columns[1:]), strict=True):  # type: ignore[attr-defined]
+        deque(map(vars(kind)[name].__set__, made, column), maxlen=0)
+    return made
