@@ -1,7 +1,8 @@
 """Match fields: their OXM identity and width.
 
 Classes and numbers from OpenFlow 1.5.1, table 13 (class 0x8000), and from Open vSwitch,
-ovs-fields(7) (NXM_1, class 0x0001). Values are plain integers, whatever the field.
+ovs-fields(7) (NXM_0 and NXM_1, classes 0x0000 and 0x0001). Values are plain integers, whatever
+the field.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 OPENFLOW_BASIC = 0x8000
+NXM_0 = 0x0000
 NXM_1 = 0x0001
 
 
@@ -90,6 +92,8 @@ MPLS_TC = Field("mpls_tc", OPENFLOW_BASIC, 35, 3)
 MPLS_BOS = Field("mpls_bos", OPENFLOW_BASIC, 36, 1)
 TCP_FLAGS = Field("tcp_flags", OPENFLOW_BASIC, 42, 12, True)
 
+#: As `IN_PORT`, but it can be set: a packet whose ingress is 0 may go out of any port.
+INGRESS = Field("in_port_nxm", NXM_0, 0, 16)
 IP_TTL = Field("nw_ttl", NXM_1, 29, 8)
 IP_FRAG = Field("ip_frag", NXM_1, 26, 2, True)
 CONJ_ID = Field("conj_id", NXM_1, 37, 32)
