@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from controller import __version__
-from controller.commands import admin, fabric, records, southbound, supervise, vm
+from controller.commands import admin, dpi, fabric, records, southbound, supervise, vm
 from controller.commands.common import PLACE, Failure, complain, settings
 from controller.settings import Framework
 
@@ -35,6 +35,7 @@ app.add_typer(records.subnet, name="subnet")
 app.add_typer(records.host, name="host")
 app.add_typer(records.access, name="access")
 app.add_typer(fabric.topology, name="topology")
+app.add_typer(dpi.app, name="dpi")
 app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")
 app.add_typer(admin.config, name="settings")
