@@ -6,10 +6,13 @@ can be made into rules.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from itertools import product
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from northbound_server import Running, define, other_store, running
 from schemathesis.checks import load_all_checks
 
@@ -61,8 +64,11 @@ def test_every_answer_is_foreseen(
 
     operations = [found.ok() for found in document.get_all_operations()]
     assert len(operations) > 20
-    for operation in operations:
-        with subtests.test(operation.label):
+    for operation, mode in product(operations, schemathesis.GenerationMode):
+        negative = mode is schemathesis.GenerationMode.NEGATIVE
+        # Nothing can be wrong with a request that has no field: none is made then.
+        none = suppress(Unsatisfiable) if negative else nullcontext()
+        with subtests.test(f"{operation.label} {mode.value}"), none:
             every = settings(
                 max_examples=EXAMPLES,
                 deadline=None,
@@ -70,4 +76,4 @@ def test_every_answer_is_foreseen(
                 database=None,
                 suppress_health_check=list(HealthCheck),
             )
-            every(given(case=operation.as_strategy())(hold))()
+            every(given(case=operation.as_strategy(generation_mode=mode))(hold))()
