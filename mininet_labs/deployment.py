@@ -88,7 +88,8 @@ class Deployment:
     @property
     def store(self) -> Store:
         """The store, opened once more, to look into and to hurry changes past REST."""
-        store = Store.open(f"sqlite:///{self.state_dir}/pleach.db")
+        local = f"sqlite:///{self.state_dir}/pleach.db"
+        store = Store.open(self.environment.get("PLEACH_STORE__URL", local))
         self._stack.callback(store.close)
         return store
 
