@@ -69,6 +69,8 @@ class Limits:
     idle_s: float = 30.0
     #: Verdicts say the sizes and times of as many packets, also where fewer were enough.
     traces: bool = False
+    #: Whether TCP segments that repeat an earlier one are looked at and counted as well.
+    repeats: bool = False
 
 
 @dataclass(slots=True)
@@ -81,6 +83,15 @@ class Counters:
     flows: int = 0
     #: Flows that were ended early because the table was full.
     evicted: int = 0
+
+    def since(self, before: Counters) -> Counters:
+        """What has been counted since it stood at `before`."""
+        return Counters(
+            self.frames - before.frames,
+            self.ignored - before.ignored,
+            self.flows - before.flows,
+            self.evicted - before.evicted,
+        )
 
 
 class FlowTable:
@@ -189,7 +200,8 @@ class FlowTable:
             flow.repeats += 1
             if flow.repeats >= 4 * self._limits.packets:
                 self._conclude(flow)
-            return False
+            if not self._limits.repeats:
+                return False
         flow.said.add(said)
         flow.see_tcp(time, packet, ahead)
         return True

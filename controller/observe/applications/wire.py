@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .captures import Frame
 from .flows import Counters, Key, Limits
@@ -41,6 +41,16 @@ _NUMBER = struct.Struct("<I")
 #: Length of the addresses (0: no key), scope, protocol, VLAN, ports, addresses.
 _key = struct.Struct("<BIBHHH16s16s")
 KEY_SIZE = _key.size
+
+
+class Done(NamedTuple):
+    """The answer to an order: what the table has counted since it was made, what the worker
+    has needed since it was started, in seconds of one CPU, and what was wrong with a capture."""
+
+    number: int
+    counters: Counters
+    cpu_s: float
+    trouble: str
 
 
 class Batch:
@@ -147,10 +157,10 @@ def done_message(number: int, counters: Counters, cpu_s: float, trouble: str = "
     return DONE + json.dumps(body).encode()
 
 
-def done_of(message: bytes) -> tuple[int, Counters, float, str]:
+def done_of(message: bytes) -> Done:
     """What `done_message` was made of."""
     number, counters, cpu_s, trouble = json.loads(message[1:])
-    return int(number), Counters(*map(int, counters)), float(cpu_s), str(trouble)
+    return Done(int(number), Counters(*map(int, counters)), float(cpu_s), str(trouble))
 
 
 def _verdict(row: list[Any]) -> Verdict:

@@ -81,7 +81,6 @@ class _Child:
     open: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
     #: When it was last known to be alive and working.
     heard: float = 0.0
-    cpu_s: float = 0.0
 
 
 class Worker:
@@ -112,7 +111,7 @@ class Worker:
         self._number = 0
         self._again: deque[bytes] = deque()
         self._verdicts: list[Verdict] = []
-        self._results: dict[int, tuple[Counters, float, str]] = {}
+        self._answers: dict[int, wire.Done] = {}
         self._child: _Child | None = self._start()
 
     def feed(self, scope: int, time: float, frame: bytes, link: int = ETHERNET) -> bool:
@@ -148,9 +147,10 @@ class Worker:
         self._wait(self._order(wire.FINISH), timeout_s)
         return self.poll()
 
-    def identify(self, path: Path, timeout_s: float = 600.0) -> Identified:
-        """Look at a whole capture, with no memory of earlier ones. Raises WorkerError where it
-        cannot be read, or has not been looked at within `timeout_s`."""
+    def identify(self, path: Path, timeout_s: float = 600.0, forget: bool = True) -> Identified:
+        """Look at a whole capture, with no memory of earlier ones if all is to be forgotten
+        first. Raises WorkerError where it cannot be read, or has not been looked at within
+        `timeout_s`."""
         try:
             Capture.open(path)  # tells a file that is none by name
         except CaptureError as error:
@@ -159,15 +159,19 @@ class Worker:
         for _ in range(_MAX_CRASHES):
             before = self._poisoned.copy()
             self._settle(timeout_s)
+            started = self._wait(self._order(wire.FORGET if forget else wire.FINISH), timeout_s)
             self._verdicts = []
-            self._wait(self._order(wire.FORGET), timeout_s)
-            cpu_s = self._running().cpu_s
             with path.open("rb") as file:
-                number = self._order(wire.CAPTURE, file.fileno())
-            if self._wait(number, timeout_s):
-                counters, cpu_after_s, trouble = self._results.pop(number)
+                ended = self._wait(self._order(wire.CAPTURE, file.fileno()), timeout_s)
+            if started is not None and ended is not None:
                 verdicts, self._verdicts = tuple(self._verdicts), []
-                return Identified(verdicts, counters, trouble, tuple(crashed), cpu_after_s - cpu_s)
+                return Identified(
+                    verdicts,
+                    ended.counters.since(started.counters),
+                    ended.trouble,
+                    tuple(crashed),
+                    ended.cpu_s - started.cpu_s,
+                )
             crashed += [key for key in self._poisoned if key not in before]
         raise WorkerError(f"{path}: nDPI crashed {_MAX_CRASHES} times; report it to ntop")
 
@@ -341,15 +345,16 @@ class Worker:
         if kind == wire.VERDICTS:
             self._verdicts += wire.verdicts_of(message)
         elif kind == wire.DONE:
-            number, self.told, child.cpu_s, trouble = wire.done_of(message)
-            order = child.open.pop(number, b"")
+            done = wire.done_of(message)
+            self.told = done.counters
+            order = child.open.pop(done.number, b"")
             if order[:1] not in (wire.FRAMES, wire.CONFIGURE):
-                self._results[number] = (self.told, child.cpu_s, trouble)
+                self._answers[done.number] = done
 
-    def _wait(self, number: int, timeout_s: float) -> bool:
-        """Wait for the answer to an order; False where the worker ended over it."""
+    def _wait(self, number: int, timeout_s: float) -> wire.Done | None:
+        """The answer to an order; None where the worker ended over it."""
         until = self._clock() + timeout_s
-        while number not in self._results:
+        while number not in self._answers:
             child = self._child
             if child is None or self._clock() >= until:
                 raise WorkerError(f"the worker has not answered within {timeout_s:g} s")
@@ -358,8 +363,8 @@ class Worker:
             self._mend()
             if self._child is not child:
                 self._settle(timeout_s)
-                return False
-        return True
+                return None
+        return self._answers.pop(number)
 
     def _settle(self, timeout_s: float) -> None:
         """Wait until the worker runs and owes nothing."""
