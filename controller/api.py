@@ -27,6 +27,7 @@ CLOUDEVENT = "application/cloudevents+json"
 CLOUDEVENTS = "application/cloudevents-batch+json"
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+MSGPACK = "application/vnd.msgpack"
 #: Header of a reply to a change: the store's revision that holds it.
 REVISION_HEADER = "pleach-revision"
 
@@ -237,3 +238,88 @@ class Explained(Reply):
     revision: int
     total: int
     items: tuple[ExplainedRule, ...]
+
+
+class SampleBatch(BaseModel):
+    """Samples of VMs, hosts and ports: a row for each subject and time, a column for each
+    metric (or its counter), null where there is no sample. In MessagePack, numbers are
+    little-endian byte strings: `times` and metrics float64, `codes` (int32) the index of each
+    row's subject in `subjects`; a metric with gaps is a pair of its numbers and a byte for
+    each row, 0 for a gap."""
+
+    #: Numbers its batches by `sequence`, so that one that is sent again is not taken again;
+    #: another name is needed whenever numbering starts anew.
+    sender: Annotated[str, Field(min_length=1, max_length=128)]
+    sequence: Annotated[int, Field(ge=0, lt=1 << 63)]
+    #: The sender's clock when it sent this, Unix seconds.
+    sent_at: float | None = None
+    subjects: tuple[str, ...]
+    #: Unix seconds, UTC.
+    times: tuple[float, ...]
+    metrics: dict[str, tuple[float | None, ...]]
+
+
+class RefusedSamples(Reply):
+    """So many samples were not taken; `detail` tells one of them."""
+
+    reason: str
+    count: int
+    detail: str
+
+
+class SampleReply(Reply):
+    """What became of a batch; what was accepted is on the disk. `resets` counters began anew,
+    which leaves a gap. `clock_offset_s` is how far the sender's clock is ahead."""
+
+    outcome: Literal["taken", "duplicate"]
+    accepted: int
+    refused: tuple[RefusedSamples, ...] = ()
+    resets: int = 0
+    clock_offset_s: float | None = None
+
+
+class HistoryReply(Reply):
+    """Time series of one VM, host or port: a value for each of `times`, null for a gap."""
+
+    subject: str
+    #: Seconds of [time, time + step) for which each value stands; null for samples as they are.
+    step: float | None
+    how: Literal["mean", "max"]
+    #: Unix seconds, UTC.
+    times: tuple[float, ...]
+    metrics: dict[str, tuple[float | None, ...]]
+
+
+class HistoryStatus(Reply):
+    """How the history is. Times are Unix seconds; null where the engine does not tell. What
+    is counted (`batches` by outcome, `refused` samples by reason) begins with the process."""
+
+    engine: str
+    place: str
+    bytes: int | None
+    oldest: float | None
+    newest: float | None
+    #: Values that are acknowledged and not yet with the engine.
+    waiting_values: int
+    log_bytes: int
+    batches: dict[str, int]
+    refused: dict[str, int]
+    #: Why the engine takes nothing at the moment.
+    trouble: str | None
+
+
+class MetricInfo(Reply):
+    """A metric: about a vm, host or port; no value above `most` is believed. `counter` is the
+    name under which its ever-growing count is taken."""
+
+    name: str
+    scope: str
+    unit: str
+    most: float
+    counter: str | None
+
+
+class Metrics(Reply):
+    """All metrics."""
+
+    items: tuple[MetricInfo, ...]

@@ -20,6 +20,7 @@ from controller.model.nouns import Migration
 from controller.northbound.auth import Authenticator, Principal
 from controller.northbound.problems import MALFORMED, UNAVAILABLE, Problem, of_validation
 from controller.northbound.replica import Replica
+from controller.northbound.timeseries import Timeseries
 from controller.northbound.writer import Work, Writer
 from controller.settings import Settings
 from controller.store import Store, StoreError, Transaction
@@ -46,6 +47,7 @@ class Brain:
         self.replica = Replica(store)
         self.writer = Writer(store, self.replica.committed)
         self.auth = Authenticator(store)
+        self.timeseries = Timeseries(settings)
         self.stopping = False
         #: Requests that wait for something now.
         self.waiters = 0
@@ -55,6 +57,7 @@ class Brain:
         """Begin to follow and write the store. Raises StoreError."""
         await self.replica.start()
         self.writer.start()
+        self.timeseries.start()
         self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
 
     def begin_stop(self) -> None:
@@ -69,6 +72,7 @@ class Brain:
             self._housekeeping.cancel()
             with suppress(asyncio.CancelledError):
                 await self._housekeeping
+        await self.timeseries.stop()
         await self.writer.stop()
         await self.replica.stop()
 

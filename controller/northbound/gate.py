@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controller.api import CLOUDEVENT, CLOUDEVENTS, JSON, Role
+from controller.api import CLOUDEVENT, CLOUDEVENTS, JSON, MSGPACK, Role
 from controller.northbound.auth import Authenticator, Buckets, Principal
 from controller.northbound.problems import FORBIDDEN, MEDIA_TYPE, SLOW, TOO_LARGE, Problem, of_any
 from controller.settings import NorthboundSettings
@@ -26,6 +26,9 @@ BODY_TIMEOUT_S = 30.0
 #: Paths that say nothing worth protecting.
 OPEN_PATHS = frozenset({"/v1/health", "/openapi.json", "/docs"})
 EVENTS_PATH = "/v1/events"
+SAMPLES_PATH = "/v1/samples"
+#: What hypervisors tell all the time, and in which media types.
+_TOLD = {EVENTS_PATH: (CLOUDEVENT, CLOUDEVENTS, JSON), SAMPLES_PATH: (MSGPACK, JSON)}
 #: Answers a request of one method and path.
 Endpoint = Callable[[Request], Awaitable[Response]]
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -132,7 +135,7 @@ class Gate:
             unforeseen = error if error is not None and status == 500 else None
             log.error("request failed", extra=fields, exc_info=unforeseen)
             return
-        quiet = scope["method"] in _READING or scope["path"] == EVENTS_PATH
+        quiet = scope["method"] in _READING or scope["path"] in _TOLD
         level = logging.DEBUG if quiet and status < 400 else logging.INFO
         log.log(level, "request", extra=fields)
 
@@ -144,7 +147,7 @@ def _check_role(principal: Principal, method: str, path: str) -> None:
         raise _forbidden(principal, "manage tokens")
     if method in _READING:
         return
-    if principal.role is Role.HYPERVISOR and method == "POST" and path == EVENTS_PATH:
+    if principal.role is Role.HYPERVISOR and method == "POST" and path in _TOLD:
         return
     raise _forbidden(principal, f"{method} {path}")
 
@@ -159,7 +162,7 @@ def _forbidden(principal: Principal, what: str) -> Problem:
 
 def _check_media_type(path: str, headers: dict[bytes, bytes]) -> None:
     given = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-    allowed = (CLOUDEVENT, CLOUDEVENTS, JSON) if path == EVENTS_PATH else (JSON,)
+    allowed = _TOLD.get(path, (JSON,))
     if given not in allowed:
         raise Problem(
             MEDIA_TYPE,

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from controller.api import PROBLEM, Fault, ProblemBody
+from controller.history import errors as history
 from controller.observe.cloudevents import Refused, Why, faults_of
 from controller.store import errors
 
@@ -138,6 +139,25 @@ def of_store(error: errors.StoreError) -> Problem:
     return Problem(type_, f"{error.place}: {error.cause}", f"{error.mend}.", (), headers)
 
 
+def of_history(error: history.HistoryError) -> Problem:
+    """What the history refused or could not do, as a problem."""
+    match error:
+        case history.BadBatch():
+            type_ = INVALID if error.pointer else MALFORMED
+            faults = (Fault(pointer=error.pointer, detail=error.cause),) if error.pointer else ()
+            return Problem(type_, f"{error.place}: {error.cause}", f"{error.mend}.", faults)
+        case history.BadQuery():
+            return Problem(INVALID, error.cause, f"{error.mend}.")
+        case history.StaleSequence():
+            return Problem(CONFLICT, error.cause, f"{error.mend}.")
+        case history.HistoryFull():
+            type_ = STORE_FULL
+        case _:
+            type_ = UNAVAILABLE
+    wait = {"retry-after": "10"}
+    return Problem(type_, f"{error.place}: {error.cause}", f"{error.mend}.", headers=wait)
+
+
 def of_any(error: Exception) -> Problem:
     """Any error as a problem; what is not foreseen tells nothing of the inside."""
     match error:
@@ -147,6 +167,8 @@ def of_any(error: Exception) -> Problem:
             return of_refusal(error)
         case errors.StoreError():
             return of_store(error)
+        case history.HistoryError():
+            return of_history(error)
     return Problem(
         INTERNAL, "an unforeseen fault; it is logged", "Report it with the log line, and try again."
     )

@@ -24,17 +24,19 @@ from starlette.responses import Response
 
 from controller import __version__, logs
 from controller.api import Explained, Fault, NewToken, Tokens, TokenSecret
+from controller.history.errors import HistoryError
 from controller.northbound import (
     event_routes,
     explain_routes,
     reading_routes,
     record_routes,
+    sample_routes,
     token_routes,
 )
 from controller.northbound.auth import make_operator_token
 from controller.northbound.brain import Brain
 from controller.northbound.documents import document
-from controller.northbound.gate import EVENTS_PATH, Gate
+from controller.northbound.gate import EVENTS_PATH, SAMPLES_PATH, Gate
 from controller.northbound.problems import INVALID, METHOD, NOT_FOUND, Problem, of_any
 from controller.observe.cloudevents import Refused
 from controller.process import seldom_collect
@@ -70,22 +72,27 @@ def application(brain: Brain) -> Gate:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.documented = [*reading_routes.MODELS, Explained, NewToken, Tokens, TokenSecret]
+    app.state.documented = [*reading_routes.MODELS, *sample_routes.MODELS]
+    app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
         record_routes,
         reading_routes,
         explain_routes,
+        sample_routes,
         token_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    for kind in (Problem, Refused, StoreError):
+    for kind in (Problem, Refused, StoreError, HistoryError):
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(RequestValidationError, _told_query)
     app.add_exception_handler(HTTPException, _told_http)
     app.add_exception_handler(Exception, _told)
-    direct = {("POST", EVENTS_PATH): event_routes.endpoint(brain)}
+    direct = {
+        ("POST", EVENTS_PATH): event_routes.endpoint(brain),
+        ("POST", SAMPLES_PATH): sample_routes.endpoint(brain),
+    }
     return Gate(app, brain.settings.northbound, brain.auth, direct)
 
 
