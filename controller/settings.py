@@ -7,6 +7,7 @@ wins over the file.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import stat
@@ -240,6 +241,34 @@ class NorthboundSettings(Section):
     event_memory_s: Seconds = 604_800.0
 
 
+class DampingSettings(Section):
+    """When a link that flaps is not used (RFC 2439, 4.2). Each failure adds 1 to its penalty."""
+
+    #: Penalty from which on a link is damped, and below which it may be used again.
+    cutoff: Annotated[float, Field(gt=0, le=1_000)] = 3.0
+    reuse: Annotated[float, Field(gt=0, le=1_000)] = 1.0
+    #: Seconds in which a penalty halves.
+    half_life_s: Seconds = 30.0
+    #: Seconds that a link is damped at most after its last failure.
+    max_s: Seconds = 120.0
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.reuse >= self.cutoff:
+            raise ValueError("reuse must be less than cutoff, or nothing would be damped")
+        least = self.half_life_s * math.log2(self.cutoff / self.reuse)
+        if self.max_s < least:
+            raise ValueError(f"max_s must be {least:.0f} or more: to fade to reuse takes that long")
+        return self
+
+
+def _ovsdb(value: str) -> str:
+    for remote in filter(None, (word.strip() for word in value.split(","))):
+        if not re.fullmatch(r"unix:/.+|tcp:(\[[^\]]+\]|[^:]+):\d{1,5}", remote):
+            raise ValueError(f"{remote!r} is none of unix:/PATH and tcp:HOST:PORT")
+    return value
+
+
 class SouthboundSettings(Section):
     """The OpenFlow door."""
 
@@ -252,12 +281,23 @@ class SouthboundSettings(Section):
     lldp_s: Seconds = 5.0
     #: Seconds without LLDP after which a link counts as gone (port status is quicker).
     link_timeout_s: Seconds = 30.0
+    #: OVSDB servers of the switches, separated by commas, to have BFD watch the links between
+    #: them: `unix:/PATH` or `tcp:HOST:PORT`. Other links are watched by port status and LLDP.
+    ovsdb: Annotated[str, AfterValidator(_ovsdb)] = ""
+    #: Milliseconds between two BFD packets; a link is lost when three are missing.
+    bfd_ms: Annotated[int, Field(ge=10, le=10_000)] = 100
+    damping: DampingSettings = DampingSettings()
     #: Messages that one switch may have got and not yet confirmed.
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
     #: What speaks OpenFlow.
     framework: Framework = "os-ken"
     #: The Python of the environment that has Ryu; by default what `make ryu` made.
     ryu_python: FilePath | None = None
+
+    @property
+    def ovsdb_remotes(self) -> tuple[str, ...]:
+        """The servers that `ovsdb` names."""
+        return tuple(filter(None, (word.strip() for word in self.ovsdb.split(","))))
 
     @model_validator(mode="after")
     def _links_outlive_a_frame(self) -> Self:
