@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -35,9 +35,14 @@ from controller.api import (
     Explained,
     Fault,
     Health,
+    HistoryReply,
+    HistoryStatus,
+    Metrics,
     NewToken,
     ProblemBody,
     Ready,
+    SampleBatch,
+    SampleReply,
     TokenInfo,
     Tokens,
     TokenSecret,
@@ -320,6 +325,41 @@ class Client:
         query = {name: value for name, value in given.items() if value is not None}
         return self._parse(Explained, self._call("GET", "/v1/explain", query=query))
 
+    # Time series
+
+    def send_samples(self, batch: SampleBatch) -> SampleReply:
+        """Send samples; what is accepted is on the server's disk with the reply."""
+        return self._parse(SampleReply, self._call("POST", "/v1/samples", body=batch))
+
+    def history(
+        self,
+        subject: str,
+        metrics: Sequence[str],
+        start: float,
+        end: float,
+        *,
+        step: float | None = None,
+        how: Literal["mean", "max"] = "mean",
+    ) -> HistoryReply:
+        """Metrics of a VM, host or port from `start` to `end`, Unix seconds; without `step`
+        the samples as they are."""
+        query: dict[str, str | Sequence[str]] = {"metric": [*metrics], "how": how}
+        query |= {"start": str(start), "end": str(end)}
+        if step is not None:
+            query["step"] = str(step)
+        answer = self._call("GET", f"/v1/history/{subject}", query=query)
+        return self._parse(HistoryReply, answer)
+
+    def history_status(self) -> HistoryStatus:
+        """How the history is."""
+        return self._parse(HistoryStatus, self._call("GET", "/v1/history"))
+
+    def metrics(self) -> Metrics:
+        """All metrics with units and bounds."""
+        return self._parse(Metrics, self._call("GET", "/v1/metrics"))
+
+    # Tokens and health
+
     def tokens(self) -> tuple[TokenInfo, ...]:
         """All tokens, without their secrets."""
         return self._parse(Tokens, self._call("GET", "/v1/tokens")).items
@@ -347,7 +387,7 @@ class Client:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | Sequence[str]] | None = None,
         body: object = None,
         media: str = JSON,
         again: bool = True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from controller.history import wal
 from controller.history.duck import DuckEngine
 from controller.history.engine import Engine
-from controller.history.errors import HistoryError
+from controller.history.errors import HistoryError, HistoryUnavailable
 from controller.history.history import LOG_DIRECTORY, History, Lock, Times
 from controller.history.intake import Bounds
 from controller.history.packing import Packing
@@ -51,10 +51,13 @@ def opened(settings: Settings) -> Iterator[History]:
 def check(settings: Settings) -> list[str]:
     """Read everything that is kept; what is wrong. Raises HistoryError where that cannot be
     done, such as while a brain runs."""
+    directory = directory_of(settings)
+    if not directory.exists():
+        raise HistoryUnavailable("nothing was kept here", "see state_dir", str(directory))
     with _engine(settings) as engine:
         wrong = engine.check()
         try:
-            wal.check(directory_of(settings) / LOG_DIRECTORY)
+            wal.check(directory / LOG_DIRECTORY)
         except HistoryError as error:
             wrong.append(str(error))
         return wrong
