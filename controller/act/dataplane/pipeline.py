@@ -320,24 +320,41 @@ def owner_of(value: int) -> Owner | None:
 # --- Groups and meters --------------------------------------------------------------------
 
 
+class GroupKind(IntEnum):
+    """What a group is for; the first four bits of its number."""
+
+    PATH = 1
+    FLOOD = 2
+    LOCAL_FLOOD = 3
+    FAILOVER = 4
+
+    @staticmethod
+    def of(group: int) -> GroupKind | None:
+        """The kind of a group, or None where its number is none of ours."""
+        try:
+            return GroupKind(group >> 28)
+        except ValueError:
+            return None
+
+
 def path_group(edge: int, payload: Payload) -> int:
     """Group that carries packets towards datapath number `edge`."""
-    return 1 << 28 | edge << 4 | payload
+    return GroupKind.PATH << 28 | edge << 4 | payload
 
 
 def flood_group(subnet: int) -> int:
     """Group that carries a broadcast of a local VM to the other edges of its subnet."""
-    return 2 << 28 | subnet << 4
+    return GroupKind.FLOOD << 28 | subnet << 4
 
 
 def local_flood_group(subnet: int) -> int:
     """Group that hands a broadcast from elsewhere to the local VMs of a subnet."""
-    return 3 << 28 | subnet << 4
+    return GroupKind.LOCAL_FLOOD << 28 | subnet << 4
 
 
 def failover_group(slot: int) -> int:
     """Group that sends on by the first port that lives; `slot` is one of its datapath."""
-    return 4 << 28 | slot
+    return GroupKind.FAILOVER << 28 | slot
 
 
 #: Slots of such groups.
