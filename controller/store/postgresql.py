@@ -235,8 +235,9 @@ class Postgresql:
             raw.execute(statement, prepare=False)
         except psycopg.errors.ReadOnlySqlTransaction as error:
             refusal = self._read_only(raw, error)
-            # A setting that is mended counts for new connections only.
+            # What makes it read-only counts for the life of a connection: others may write.
             connection.invalidate(error)
+            connection.engine.dispose()
             raise refusal from error
         except psycopg.Error as error:
             if raw.closed or raw.broken:
