@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from apps.framework import Connection, hub, spawn
+from apps.framework import Connection, close, hub, spawn
 from apps.session import Session
 from controller.act.dataplane.channel import Channel
 from controller.act.dataplane.compiler import Compiler, Desired, Key
@@ -194,7 +194,7 @@ class Southbound:
                 "`ovs-vsctl set bridge BRIDGE other-config:datapath-id=ID`",
                 extra={"address": connection.address},
             )
-            connection.close()
+            close(connection)
             return
         datapath = format_dpid(connection.id)
         earlier = self.sessions.pop(datapath, None)

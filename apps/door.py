@@ -146,11 +146,13 @@ def _reason(error: OSError) -> str:
 
 class BufferedSocket:
     """A connection of which small pieces are read from memory: the framework asks for 8 bytes
-    at a time, and each time would be a turn of the hub."""
+    at a time, and each time would be a turn of the hub. Before more is read from the switch,
+    `pause` lets others have theirs: one that always has more to say would leave them none."""
 
-    def __init__(self, connection: Any, address: object) -> None:
+    def __init__(self, connection: Any, address: object, pause: Callable[[], None]) -> None:
         self._connection = connection
         self._address = address
+        self._pause = pause
         self._buffer = b""
         self._at = 0
 
@@ -158,6 +160,7 @@ class BufferedSocket:
         """At most `size` bytes, none at the end. OSError as a socket raises it; TimeoutError
         where nothing came in the connection's time."""
         if self._at == len(self._buffer):
+            self._pause()
             try:
                 self._buffer = self._connection.recv(_READ)
             except ssl.SSLError as error:

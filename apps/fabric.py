@@ -17,6 +17,7 @@ from apps.framework import (
     PortEvent,
     ReplyEvent,
     StateEvent,
+    close,
     hub,
     on,
     spawn,
@@ -75,7 +76,7 @@ class Fabric(App):
                     cause,
                     extra={"address": event.datapath.address},
                 )
-                event.datapath.close()
+                close(event.datapath)
         else:
             self.southbound.disconnect(event.datapath)
 

@@ -22,6 +22,7 @@ from apps.framework_base import (
     AppBase,
     app_manager,
     cfg,
+    close,
     handler,
     hub,
     ofp_event,
@@ -32,7 +33,7 @@ from apps.framework_base import (
 )
 from controller.act.dataplane.openflow import decode, wire
 
-__all__ = ["NAME", "App", "Connection", "PacketIn", "Reply", "hub", "on", "run", "spawn"]
+__all__ = ["NAME", "App", "Connection", "PacketIn", "Reply", "close", "hub", "on", "run", "spawn"]
 
 log = logging.getLogger(__name__)
 

@@ -54,6 +54,9 @@ ofp_handler = module("controller.ofp_handler")
 ofproto_parser = module("ofproto.ofproto_parser")
 ofproto_v1_5 = module("ofproto.ofproto_v1_5")
 
+#: Seconds that a switch has from connecting to having told its ports.
+GREETING_S = 15.0
+
 #: What every app derives from.
 AppBase: Any = app_manager.OSKenApp if NAME == "os-ken" else app_manager.RyuApp
 
@@ -109,13 +112,25 @@ def _mend_properties(version: str) -> None:
 
 
 def _mend_connections() -> None:
-    """Let what switches send be read through `door.BufferedSocket`."""
+    """Let what switches send be read through `door.BufferedSocket`, each having its turn, and
+    send away who does not say who he is."""
     connect = controller.Datapath.__init__
 
     def connected(self: Any, connection: Any, address: object) -> None:
-        connect(self, door.BufferedSocket(connection, address), address)
+        connect(self, door.BufferedSocket(connection, address, lambda: hub.sleep(0)), address)
+        hub.spawn_after(GREETING_S, _greeted, self)
 
     controller.Datapath.__init__ = connected
+
+
+def _greeted(connection: Any) -> None:
+    if connection.state in (handler.HANDSHAKE_DISPATCHER, handler.CONFIG_DISPATCHER):
+        log.warning(
+            "a switch is sent away: it did not say who it is within %g s",
+            GREETING_S,
+            extra={"address": connection.address},
+        )
+        connection.close()
 
 
 for _version, _parse in PARSERS.items():
@@ -128,6 +143,12 @@ _mend_connections()
 def spawn(function: Callable[..., None], *args: object) -> None:
     """Run a function on a greenthread of its own."""
     hub.spawn(function, *args)
+
+
+def close(connection: Any) -> None:
+    """End a connection, at once or a moment later. All apps are told, and one whose queue is full
+    is waited for: that must not be done by the app itself."""
+    spawn(connection.close)
 
 
 def serve(listening: socket.socket, tls: ssl.SSLContext | None) -> None:

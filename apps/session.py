@@ -10,8 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from apps.framework import Connection, hub, spawn
-from controller.act.dataplane.channel import Channel, Drift, Stage
+from apps.framework import DEAD, Connection, close, hub, spawn
+from controller.act.dataplane.channel import Channel, Drift, Refusal, Stage
 from controller.act.dataplane.compiler import Key
 from controller.act.dataplane.explain import text
 from controller.act.dataplane.openflow import encode
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: Packets waiting to be sent out by one switch; what comes on top of them is dropped, as a
 #: full queue of a router would.
 OUTBOX = 500
-#: Differences that one comparison logs one by one.
+#: Differences, refusals or kinds of errors that are logged one by one.
 TOLD = 20
 
 
@@ -47,8 +47,10 @@ class Session:
         self._report = report
         self._wake = hub.Event()
         self._outbox: deque[bytes] = deque()
+        self._audit_due = False
         self._confirmed = -1
-        self._complained: frozenset[object] = frozenset()
+        self._told_refusals: set[tuple[Key, str]] = set()
+        self._told_errors: set[str] = set()
 
     def start(self) -> None:
         """Read what the switch has, and from then on keep it as it is to be."""
@@ -58,7 +60,7 @@ class Session:
         """Give the connection up; the switch keeps its rules and will connect again."""
         if not self.closed:
             log.warning("closing a switch's connection: %s", why, extra={"datapath": self.datapath})
-            self.connection.close()
+            close(self.connection)
         self.end()
 
     def end(self) -> None:
@@ -68,7 +70,8 @@ class Session:
 
     def audit(self) -> None:
         """Compare a part of what the switch has with what it is to have."""
-        self._send(self.channel.audit(time.monotonic()))
+        self._audit_due = True
+        self._wake.set()
 
     def changed(self, keys: set[Key], revision: int, zones: set[int]) -> None:
         """What the switch is to have differs at `keys`, as of `revision`; what conntrack knows
@@ -80,19 +83,13 @@ class Session:
         """A message about entries came in."""
         drifts, first = self.channel.drifts, self.channel.stage is Stage.READING
         try:
-            self.channel.received(kind, data)
+            self.channel.received(kind, data, time.monotonic())
         except Malformed as cause:
             self.close(f"it sent a malformed message: {cause}")
             return
         if self.channel.drifts is not drifts:
             self._tell_drifts(self.channel.drifts, first=first)
-        for error in self.channel.complaints:
-            log.error(
-                "a switch reports an error that no change explains: %s",
-                error.name,
-                extra={"datapath": self.datapath, "xid": error.xid},
-            )
-        self.channel.complaints.clear()
+        self._tell_errors()
         self._tell_refusals()
         self._after()
 
@@ -130,18 +127,27 @@ class Session:
         while not self.closed:
             self._wake.wait()
             self._wake.clear()
-            while self._outbox and not self.closed:
+            # Not until the outbox is empty: a flood of packets must not hold up the rules.
+            for _ in range(len(self._outbox)):
                 self._send(self._outbox.popleft())
             if self.closed:
                 return
+            if self._audit_due:
+                self._audit_due = False
+                self._send(self.channel.audit(time.monotonic()))
             for number, piece in enumerate(self.channel.batch(time.monotonic())):
                 if number:
                     hub.sleep(0)  # others have their turn between the pieces of a large batch
                 self._send(piece)
 
     def _send(self, data: bytes) -> None:
+        """Hand bytes to the framework, which keeps a dozen pieces at most and waits for the
+        switch otherwise: only this switch's own greenthread may come here."""
         if data and not self.closed and not self.connection.send(data):
-            self.end()
+            if self.connection.state == DEAD:
+                self.end()
+            else:
+                self.close("it does not take what it is sent")
 
     def _tell_drifts(self, drifts: list[Drift], *, first: bool) -> None:
         """Log what differs; what is merely missing from a switch that has just connected is
@@ -162,17 +168,42 @@ class Session:
                 extra={"datapath": self.datapath, "differences": len(drifts)},
             )
 
+    def _tell_errors(self) -> None:
+        """Log errors about nothing that was sent, each kind once."""
+        for error in self.channel.complaints:
+            if error.name in self._told_errors or len(self._told_errors) == TOLD:
+                continue
+            self._told_errors.add(error.name)
+            log.error(
+                "a switch reports an error that no change explains; more of its kind will not "
+                "be told: %s",
+                error.name,
+                extra={"datapath": self.datapath, "xid": error.xid},
+            )
+        self.channel.complaints.clear()
+
     def _tell_refusals(self) -> None:
-        refused = frozenset((r.key, r.error) for r in self.channel.refused.values())
-        for refusal in self.channel.refused.values():
-            if (refusal.key, refusal.error) not in self._complained:
-                log.error(
-                    "a switch refuses an entry: %s",
-                    refusal.error,
-                    extra={
-                        "datapath": self.datapath,
-                        "entry": text(refusal.key, refusal.entry),
-                        "owner": self.channel.desired.owner(refusal.key),
-                    },
-                )
-        self._complained = refused
+        """Log what the switch has just refused and has not refused before."""
+        refusals, self.channel.refusals = self.channel.refusals, []
+        if not refusals:
+            return
+        new = [r for r in refusals if (r.key, r.error) not in self._told_refusals]
+        self._told_refusals = {(r.key, r.error) for r in self.channel.refused.values()}
+        for refusal in new[:TOLD]:
+            self._tell_refusal(refusal)
+        if len(new) > TOLD:
+            log.error(
+                "a switch refuses more entries",
+                extra={"datapath": self.datapath, "entries": len(new) - TOLD},
+            )
+
+    def _tell_refusal(self, refusal: Refusal) -> None:
+        log.error(
+            "a switch refuses an entry: %s",
+            refusal.error,
+            extra={
+                "datapath": self.datapath,
+                "entry": text(refusal.key, refusal.entry),
+                "owner": self.channel.desired.owner(refusal.key),
+            },
+        )

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.act.dataplane import channel as channel_module
+from controller.act.dataplane import reading
 from controller.act.dataplane.channel import Channel, Stage
 from controller.act.dataplane.compiler import Desired, FlowKey, GroupKey, Key, key_of
-from controller.act.dataplane.openflow import encode, wire
+from controller.act.dataplane.openflow import decode, encode, wire
 from controller.act.dataplane.openflow import fields as f
+from controller.act.dataplane.openflow.oxm import put_match
 from controller.act.dataplane.openflow.records import (
     Bucket,
     Flow,
@@ -41,9 +43,9 @@ def settle(channel: Channel, switch: FakeSwitch) -> None:
     raise AssertionError("they never come to an end")
 
 
-def talk(channel: Channel, switch: FakeSwitch, sent: bytes) -> None:
+def talk(channel: Channel, switch: FakeSwitch, sent: bytes, now: float = 0.0) -> None:
     for kind, reply in switch.receive(sent):
-        channel.received(kind, reply)
+        channel.received(kind, reply, now)
 
 
 def started(wanted: Desired, switch: FakeSwitch, revision: int = 1) -> Channel:
@@ -79,9 +81,9 @@ def test_a_change_is_confirmed_by_its_barrier_only() -> None:
     sent = b"".join(channel.batch(0.0))
     replies = switch.receive(sent)
     for kind, reply in replies[:-1]:
-        channel.received(kind, reply)
+        channel.received(kind, reply, 0.0)
         assert channel.confirmed == 1
-    channel.received(*replies[-1])
+    channel.received(*replies[-1], 0.0)
     assert channel.confirmed == 2
 
 
@@ -154,7 +156,7 @@ def test_what_is_in_flight_is_no_drift() -> None:
     answers = switch.receive(question)
     sent = b"".join(channel.batch(0.0))
     for kind, reply in answers:
-        channel.received(kind, reply)
+        channel.received(kind, reply, 0.0)
     assert channel.drifts == []
     talk(channel, switch, sent)
     settle(channel, switch)
@@ -273,3 +275,53 @@ def test_whatever_happens_an_audit_ends_with_what_is_wanted(
         key_of(e) for e in wanted.entries.values() if e not in takes
     }
     assert channel.confirmed == revision
+
+
+def test_who_answers_soon_gets_more_and_who_takes_long_less() -> None:
+    channel = Channel(desired(*(flow(n) for n in range(10_000))), 1, timeout_s=16, window=2_000)
+    switch = FakeSwitch([])
+    talk(channel, switch, channel.read(0.0))
+    paces = []
+    for took in (1.0, 1.9, 2.1, 8.0, 9.0, 15.0, 1.0):
+        paces.append(channel.pace)
+        before = len(switch.order)
+        talk(channel, switch, b"".join(channel.batch(100.0)), now=100.0 + took)
+        assert len(switch.order) - before == paces[-1]
+    assert [*paces, channel.pace] == [500, 1_000, 2_000, 2_000, 2_000, 1_000, 500, 1_000]
+    settle(channel, switch)
+    assert len(switch.flows()) == 10_000
+
+
+def test_however_slow_it_is_given_something_to_do() -> None:
+    channel = Channel(desired(*(flow(n) for n in range(30))), 1, timeout_s=16, window=4)
+    switch = FakeSwitch([])
+    talk(channel, switch, channel.read(0.0))
+    while sent := b"".join(channel.batch(0.0)):
+        talk(channel, switch, sent, now=15.0)
+    assert channel.pace == 1
+    assert channel.confirmed == 1
+
+
+def part_of_a_dump(xid: int, told: str, number: int) -> bytes:
+    """One part with one entry, and more to come."""
+    if told == "of no field of ours":
+        tests = bytes.fromhex("0001000c80001a040000000000000000")
+    else:
+        tests = put_match(flow(1 if told == "the same" else number).match)
+    entry = tests + bytes.fromhex("0000000400000000")
+    head = wire.FLOW_DESC.pack(24 + len(entry), 0, number, 0, 0, 0, 0, 0)
+    body = wire.MULTIPART.pack(wire.MP_FLOW_DESC, wire.MP_MORE) + head + entry
+    return wire.message(wire.MULTIPART_REPLY, xid, body)
+
+
+@pytest.mark.parametrize("told", ["different", "the same", "of no field of ours"])
+def test_a_switch_that_tells_of_entries_for_ever_is_not_listened_to(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST", 100)
+    channel = Channel(desired(flow(1)), 1)
+    xid = decode.header(channel.read(0.0)).xid
+    for number in range(100):
+        channel.received(wire.MULTIPART_REPLY, part_of_a_dump(xid, told, number), 0.0)
+    with pytest.raises(wire.Malformed, match="more than 100"):
+        channel.received(wire.MULTIPART_REPLY, part_of_a_dump(xid, told, 100), 0.0)

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
-from typing import NamedTuple
 
 from controller.act.dataplane.compiler import (
     Desired,
@@ -31,9 +30,9 @@ from controller.act.dataplane.compiler import (
     MeterKey,
 )
 from controller.act.dataplane.openflow import decode, encode
-from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
+from controller.act.dataplane.openflow.aliens import AlienFlow
 from controller.act.dataplane.openflow.decode import SwitchError
-from controller.act.dataplane.openflow.flow_replies import Layouts, flow_entries
+from controller.act.dataplane.openflow.flow_replies import Layouts
 from controller.act.dataplane.openflow.records import Flow, Group, Meter, ToGroup
 from controller.act.dataplane.openflow.wire import (
     BARRIER_REPLY,
@@ -41,9 +40,8 @@ from controller.act.dataplane.openflow.wire import (
     ERROR,
     MULTIPART_REPLY,
 )
-
-#: What a switch may have at a key: an entry of our making, or something strange.
-Found = Entry | AlienFlow | AlienGroup | AlienMeter
+from controller.act.dataplane.reading import Found, Known, Reading
+from controller.act.dataplane.rollout import Step, step_of
 
 #: Messages in one bundle, where nobody says otherwise. Open vSwitch commits some 60,000
 #: entries a second, and serves no other bridge meanwhile.
@@ -52,6 +50,9 @@ BATCH = 2_000
 PART = 500
 #: Messages between two breaths of the sender.
 CHUNK = 200
+#: Messages of the first batch. Who answers soon gets more at a time, up to the window, and who
+#: takes long gets less: so a switch that does fifty a second is not given up on.
+FIRST = 500
 
 
 class Stage(Enum):
@@ -84,6 +85,7 @@ class _Batch:
     barrier: int
     commit: int
     revision: int | None
+    sent: float
     deadline: float
     #: What each key becomes if the batch succeeds.
     outcome: dict[Key, Entry | None] = field(default_factory=dict)
@@ -95,26 +97,6 @@ class _Batch:
     committed: bool = False
 
 
-class _Known(NamedTuple):
-    """A flow entry that was read before, by its signature."""
-
-    key: FlowKey
-    found: Flow | AlienFlow
-
-
-@dataclass(slots=True)
-class _Reading:
-    requests: dict[int, int]  # transaction id to kind
-    deadline: float
-    part: int
-    parts: int
-    found: dict[Key, Found] = field(default_factory=dict)
-    strange: list[AlienFlow] = field(default_factory=list)
-    signatures: dict[bytes, _Known] = field(default_factory=dict)
-    #: Keys that a change was under way for meanwhile: what was read of them says nothing.
-    touched: set[Key] = field(default_factory=set)
-
-
 class Channel:
     """The conversation with one switch, about its entries."""
 
@@ -122,14 +104,20 @@ class Channel:
         self, desired: Desired, revision: int, *, timeout_s: float = 15.0, window: int = BATCH
     ) -> None:
         self.desired = desired
-        #: Messages of one batch, and so the most that are ever unanswered.
+        #: Most messages of one batch, and so the most that are ever unanswered.
         self.window = window
+        #: Messages of the next batch.
+        self.pace = min(window, FIRST)
         self.revision = revision
         self.timeout_s = timeout_s
         self.stage = Stage.READING
         #: What the switch is believed to have.
         self.installed: dict[Key, Found] = {}
         self.dirty: set[Key] = set()
+        #: What differs too, but belongs to a step of a change of paths that is yet to come, and
+        #: how far it may go.
+        self.held: set[Key] = set()
+        self.limit = Step.CLEAR
         self.refused: dict[Key, Refusal] = {}
         #: Newest revision that the switch has confirmed all of.
         self.confirmed = 0
@@ -137,15 +125,20 @@ class Channel:
         self.drifts: list[Drift] = []
         #: Errors that no change of ours explains; whoever reports them empties this.
         self.complaints: list[SwitchError] = []
+        #: What was refused since this was emptied by whoever reports it.
+        self.refusals: list[Refusal] = []
+        # What is dirty in the order of sending, last first, unless more has become so.
+        self._queue: list[Key] = []
+        self._queued = False
         self._strange: list[AlienFlow] = []
         self._zones: set[int] = set()
         #: What the newest reading of each part decoded, so that the next need not.
-        self._signatures: dict[tuple[int, int], dict[bytes, _Known]] = {}
+        self._signatures: dict[tuple[int, int], dict[bytes, Known]] = {}
         self._layouts = Layouts()
         self._part = 0
         self._parted: list[set[Key]] = []
         self._batch: _Batch | None = None
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._xids = count(1)
         self._bundles = count(1)
         self._singly = False
@@ -155,7 +148,7 @@ class Channel:
     @property
     def pending(self) -> int:
         """Entries that differ from what is wanted, or whose change is not yet confirmed."""
-        waiting = len(self.dirty) + len(self._strange) + len(self._zones)
+        waiting = len(self.dirty) + len(self.held) + len(self._strange) + len(self._zones)
         return waiting + (len(self._batch.outcome) if self._batch else 0)
 
     @property
@@ -192,7 +185,9 @@ class Channel:
             return b""
         kinds = (0, 1, 2) if part == 0 else (0,)
         requests = {next(self._xids): kind for kind in kinds}
-        reading = _Reading(requests, now + self.timeout_s, part, parts, touched=set(self.dirty))
+        known = self._signatures.get((part, parts), {})
+        deadline = now + self.timeout_s
+        reading = Reading(requests, deadline, part, parts, known, self.dirty | self.held)
         if self._batch is not None:
             reading.touched.update(self._batch.outcome)
         self._reading = reading
@@ -223,11 +218,48 @@ class Channel:
             refusal = None
         if wanted != self._believed(key):
             if refusal is None:
-                self.dirty.add(key)
+                self._soil(key)
                 if self._reading is not None:
                     self._reading.touched.add(key)
         else:
             self.dirty.discard(key)
+            self.held.discard(key)
+
+    def _soil(self, key: Key) -> None:
+        wait = self._step(key) > self.limit
+        (self.held if wait else self.dirty).add(key)
+        (self.dirty if wait else self.held).discard(key)
+        self._queued = False
+
+    def _step(self, key: Key) -> Step:
+        return step_of(key, self.desired.entries.get(key), self.installed.get(key))
+
+    def allow(self, limit: Step) -> None:
+        """A change of paths may go as far as `limit`."""
+        if limit is not self.limit:
+            self.limit = limit
+            for key in self.dirty | self.held:
+                self._soil(key)
+
+    @property
+    def lowest(self) -> Step:
+        """The first step of a change of paths that is not all confirmed; FREE if there is none."""
+        under_way = self._batch.outcome if self._batch else {}
+        steps = {self._step(key) for keys in (self.dirty, self.held, under_way) for key in keys}
+        return min(steps - {Step.FREE}, default=Step.FREE)
+
+    def _next(self) -> list[Key]:
+        """The keys of the next batch, in order."""
+        if not self._queued:
+            self._queue = sorted(self.dirty, key=self._order, reverse=True)
+            self._queued = True
+        keys: list[Key] = []
+        while self._queue and len(keys) < self.pace:
+            key = self._queue.pop()
+            if key in self.dirty:
+                keys.append(key)
+        self.dirty.difference_update(keys)
+        return keys
 
     def _believed(self, key: Key) -> Found | None:
         """What the switch will have once it has answered what was sent."""
@@ -243,12 +275,11 @@ class Channel:
         """The next batch of changes, in pieces; nothing where `wants_to_send` is False."""
         if not self.wants_to_send:
             return
-        keys = sorted(self.dirty, key=self._order)[: self.window]
-        strange, self._strange = self._strange[: self.window], self._strange[self.window :]
-        self.dirty.difference_update(keys)
-        complete = not self.dirty and not self._strange
+        keys = self._next()
+        strange, self._strange = self._strange[: self.pace], self._strange[self.pace :]
+        complete = not self.dirty and not self.held and not self._strange
         bundle, opening = next(self._bundles), next(self._xids)
-        batch = _Batch(0, 0, self.revision if complete else None, now + self.timeout_s)
+        batch = _Batch(0, 0, self.revision if complete else None, now, now + self.timeout_s)
         self._batch = batch
         before, wrapped, behind = self._messages(batch, keys)
         before[:0] = [encode.ct_flush_zone(next(self._xids), zone) for zone in self._zones]
@@ -317,13 +348,13 @@ class Channel:
 
     # --- What arrived --------------------------------------------------------------------
 
-    def received(self, kind: int, data: bytes) -> None:
+    def received(self, kind: int, data: bytes, now: float) -> None:
         """One whole message of the switch: an error, a barrier reply, or a part of what was
-        asked for. Raises Malformed where it is none of what it says."""
+        asked for. Raises Malformed where it is none of what it says, or tells too much."""
         if kind == ERROR:
             self._error(decode.error(data))
         elif kind == BARRIER_REPLY:
-            self._barrier(decode.header(data).xid)
+            self._barrier(decode.header(data).xid, now)
         elif kind == BUNDLE_CONTROL:
             if self._batch is not None and decode.header(data).xid == self._batch.commit:
                 self._batch.committed = True
@@ -339,16 +370,21 @@ class Channel:
         if key is not None:
             batch.failed.setdefault(key, error)
 
-    def _barrier(self, xid: int) -> None:
+    def _barrier(self, xid: int, now: float) -> None:
         batch = self._batch
         if batch is None or xid != batch.barrier:
             return  # of an earlier life of this connection, or not ours
         self._batch = None
+        if now - batch.sent <= self.timeout_s / 8:
+            self.pace = min(2 * self.pace, self.window)
+        elif now - batch.sent > self.timeout_s / 2:
+            self.pace = max(self.pace // 2, 1)
         rolled_back = bool(batch.commit) and not batch.committed
         for key, entry in batch.outcome.items():
             error = batch.failed.get(key)
             if error is not None:
                 self.refused[key] = Refusal(key, entry, error.name)
+                self.refusals.append(self.refused[key])
             elif rolled_back and not isinstance(key, MeterKey):
                 pass
             elif entry is None:
@@ -365,19 +401,13 @@ class Channel:
 
     def _description(self, data: bytes) -> None:
         reading = self._reading
-        if reading is None:
-            return
-        kind = reading.requests.get(decode.header(data).xid)
-        if kind is None:
-            return
-        more = (self._flows, self._groups, self._meters)[kind](reading, data)
-        if not more:
-            del reading.requests[decode.header(data).xid]
-        if not reading.requests:
-            self._reading = None
-            self._read(reading)
+        if reading is not None:
+            reading.take(data, self.desired.entries, self._layouts)
+            if not reading.requests:
+                self._reading = None
+                self._read(reading)
 
-    def _expected(self, reading: _Reading) -> set[Key]:
+    def _expected(self, reading: Reading) -> set[Key]:
         """Keys of what is wanted, or believed to be there, in the part that was read. They are
         sorted into parts once a round: what has changed since is compared by its own change,
         and in the next round."""
@@ -389,40 +419,7 @@ class Channel:
                     self._parted[cookie & (reading.parts - 1)].add(key)
         return self._parted[reading.part]
 
-    def _flows(self, reading: _Reading, data: bytes) -> bool:
-        known = self._signatures.get((reading.part, reading.parts), {})
-        reply = flow_entries(data, known, self._layouts)
-        for signature, item in reply.items:
-            if isinstance(item, _Known):
-                seen = item
-            else:
-                flow = item.flow
-                if isinstance(flow, AlienFlow) and flow.match is None:
-                    reading.strange.append(flow)
-                    continue
-                assert flow.match is not None
-                seen = _Known(FlowKey(flow.table, flow.priority, flow.match), flow)
-            # One object for what is wanted and found: the next comparison is then for free.
-            wanted = self.desired.entries.get(seen.key)
-            if wanted is not seen.found and wanted == seen.found:
-                seen = _Known(seen.key, wanted)
-            reading.signatures[signature] = seen
-            reading.found[seen.key] = seen.found
-        return reply.more
-
-    def _groups(self, reading: _Reading, data: bytes) -> bool:
-        groups = decode.group_descs(data)
-        for group in groups.items:
-            reading.found[GroupKey(group.id)] = group
-        return groups.more
-
-    def _meters(self, reading: _Reading, data: bytes) -> bool:
-        meters = decode.meter_descs(data)
-        for meter in meters.items:
-            reading.found[MeterKey(meter.id)] = meter
-        return meters.more
-
-    def _read(self, reading: _Reading) -> None:
+    def _read(self, reading: Reading) -> None:
         """All that was asked for is here: compare it with what is wanted."""
         first = self.stage is Stage.READING
         self.stage = Stage.READY
@@ -445,5 +442,5 @@ class Channel:
             if found is not want and found != want:
                 self.drifts.append(Drift(key, found, want))
                 self.refused.pop(key, None)
-                self.dirty.add(key)
+                self._soil(key)
         self._settle()
