@@ -25,7 +25,8 @@ Process = Literal["brain", "southbound"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _BRAIN = [sys.executable, "-m", "controller.cli", "brain"]
-_FRAMEWORK = "PLEACH_SOUTHBOUND__FRAMEWORK"
+#: The variable by which tests and benchmarks choose a framework for all deployments.
+FRAMEWORK = "PLEACH_SOUTHBOUND__FRAMEWORK"
 _STOP_S = 15.0
 
 
@@ -113,7 +114,7 @@ class Deployment:
         """Start one process; return once it listens. RuntimeError where it ends instead."""
         environment = os.environ | self.environment
         south = SouthboundSettings.model_validate(
-            {"framework": environment[_FRAMEWORK]} if _FRAMEWORK in environment else {}
+            {"framework": environment[FRAMEWORK]} if FRAMEWORK in environment else {}
         )
         log = (self.directory / f"{name}.log").open("ab")
         with log:

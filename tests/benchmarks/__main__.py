@@ -14,7 +14,7 @@ from mininet_labs import sandbox
 from tests.benchmarks.harness import Options
 
 #: Name to whether it needs the sandbox.
-BENCHMARKS = {"fabric": True, "restart": True, "migration": True, "dpi": False}
+BENCHMARKS = {"fabric": True, "restart": True, "migration": True, "frameworks": True, "dpi": False}
 
 
 def main(words: list[str]) -> int:

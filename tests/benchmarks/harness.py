@@ -117,12 +117,16 @@ def bench(fabric: Fabric, *, tenants: int, settings: Mapping[str, str] = {}) -> 
         Deployment(Path(directory), settings) as deployment,
     ):
         deployment.start()
-        with Lab(fabric, controller=deployment.controller) as lab:
+        with Lab(fabric, controller=deployment.controller) as lab, contextlib.ExitStack() as stack:
             running = Bench(lab, deployment, tenants)
             lab.wait_connected()
             # To write the counters of a thousand ports to its database, for nobody, stops all
             # bridges of this one daemon for a tenth of a second every five.
             lab.vsctl("set", "Open_vSwitch", ".", "other_config:stats-update-interval=3600000")
+            # Which controllers are connected is written with them: the next lab waits for that.
+            stack.callback(
+                lab.vsctl, "remove", "Open_vSwitch", ".", "other_config", "stats-update-interval"
+            )
             links = 2 * len(fabric.cables)
             wait_until(
                 lambda: sum(link.up for link in running.client.topology().links) == links,
