@@ -4,15 +4,23 @@ holds what contradicts itself."""
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
+from conftest import Databases
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from controller.model.nouns import (
     AccessRule,
@@ -31,6 +39,7 @@ from controller.model.nouns import (
 )
 from controller.model.state import Change, State
 from controller.store import FeedCompacted, InUse, Store, StoreError
+from tests.postgres import PostgresServer
 
 few = st.integers(1, 3)
 dpids = few.map(lambda n: f"{n:016x}")
@@ -76,26 +85,16 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(AccessRule, id=few.map(lambda n: f"r{n}"), tenant=tenants),
 )
 
-#: One empty database, copied for each run of the machine: making one takes longer.
-# Made in `setup_module`: a module that is only collected leaves nothing behind.
-_EMPTY = Path(tempfile.gettempdir()) / f"pleach-feed-{os.getpid()}"
-
-
-def setup_module() -> None:
-    _EMPTY.mkdir()
-    Store.open(f"sqlite:///{_EMPTY}/pleach.db").close()
-
-
-def teardown_module() -> None:
-    shutil.rmtree(_EMPTY)
-
 
 class FeedMachine(RuleBasedStateMachine):
+    """A store that `source` gives, its writer, a consumer of its feed, and what must be so."""
+
+    #: Gives the URL of an empty store, and what is to be done with it afterwards.
+    source: ClassVar[Callable[[], tuple[str, Callable[[], None]]]]
+
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp(dir=_EMPTY))
-        shutil.copy(_EMPTY / "pleach.db", self.directory)
-        url = f"sqlite:///{self.directory}/pleach.db"
+        url, self.discard = type(self).source()
         self.store = Store.open(url, feed_keep=6)
         self.reader = Store.open(url)
         self.consumer = State()
@@ -117,7 +116,7 @@ class FeedMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.close()
         self.reader.close()
-        shutil.rmtree(self.directory)
+        self.discard()
 
     @rule(
         batch=st.lists(st.tuples(records, st.booleans()), min_size=1, max_size=6),
@@ -218,18 +217,42 @@ class FeedMachine(RuleBasedStateMachine):
             assert 0 not in numbers.values()
 
 
-TestFeed = FeedMachine.TestCase
-TestFeed.settings = settings(
-    max_examples=25,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+def run(source: Callable[[], tuple[str, Callable[[], None]]], examples: int) -> None:
+    class Machine(FeedMachine):
+        pass
+
+    Machine.source = staticmethod(source)
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
 
 
-def test_a_record_that_is_used_can_go_after_its_user(tmp_path: Path) -> None:
+def test_the_feed_on_sqlite(tmp_path: Path, empty_file: Path) -> None:
+    def copied() -> tuple[str, Callable[[], None]]:
+        directory = Path(tempfile.mkdtemp(dir=tmp_path))
+        shutil.copy(empty_file, directory / "pleach.db")
+        return f"sqlite:///{directory}/pleach.db", lambda: shutil.rmtree(directory)
+
+    run(copied, 25)
+
+
+def test_the_feed_on_postgresql(postgres: PostgresServer, databases: Databases) -> None:
+    def taken() -> tuple[str, Callable[[], None]]:
+        name = databases.take()
+        return postgres.url(name), lambda: databases.give_back(name)
+
+    run(taken, 6)
+
+
+def test_a_record_that_is_used_can_go_after_its_user(url: str) -> None:
     # The order of RECORDS is one in which everything can be removed backwards.
-    store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
+    store = Store.open(url)
     with store.transaction() as tx:
         tx.put(Tenant(id="t1"))
         tx.put(Subnet.model_validate({"id": "s1", "tenant": "t1", "cidr": "10.0.0.0/24"}))
