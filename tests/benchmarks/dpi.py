@@ -7,10 +7,7 @@ Agreement. Flows are those of the expected results, except where these say Unkno
 we do not see counts against us. Labels are "master.application" or one name; two agree where
 they have a name in common, after `RENAMED`, the protocols that nDPI 5 calls otherwise than
 4.11. `*_same` is the share whose whole label is the same. Each flow is judged by its first 10
-packets, each capture with no memory of the others. A packet that repeats an earlier one of its
-flow (a TCP segment sent again, or captured at two places) is not counted as another packet;
-`repeats_mattered` is the share of flows that had any within the first ten, and `*_strict` the
-agreement where such packets count too.
+packets, whatever they are, and each capture with no memory of the others.
 
 Errors. Every capture as it is, and versions of it that are cut, and damaged at random places,
 by a seeded generator: an error is a crash or hang of the worker, or a file that it does not
@@ -89,22 +86,12 @@ def run(options: Options) -> Json:
         say(errors)
         speed = _speed(worker, captures, 2 if options.quick else ROUNDS)
         say(speed)
-    strict = replace(limits, repeats=True)
-    with Worker(rules.naming(), strict, time.monotonic) as worker:
-        counted = _agreement(worker, captures, options.data / "expected")
-    return {
-        **agreement,
-        "tcp_agree_strict": counted["tcp_agree"],
-        "udp_agree_strict": counted["udp_agree"],
-        **errors,
-        **speed,
-    }
+    return {**agreement, **errors, **speed}
 
 
 def _agreement(worker: Worker, captures: list[Path], expected: Path) -> Json:
     flows: Counter[tuple[str, str]] = Counter()
     kinds: Counter[Kind] = Counter()
-    repeated = 0
     for capture in captures:
         verdicts = {_name(v): v for v in reversed(worker.identify(capture).verdicts)}
         for wanted in _expected(expected / f"{capture.name}.out"):
@@ -114,7 +101,6 @@ def _agreement(worker: Worker, captures: list[Path], expected: Path) -> Json:
             if found is None:
                 continue
             kinds[found.kind] += 1
-            repeated += found.repeats > 0
             flows[group, "agree"] += bool(wanted.names & set(found.application.split(".")))
             flows[group, "same"] += wanted.label == found.application
     result: Json = {}
@@ -124,7 +110,6 @@ def _agreement(worker: Worker, captures: list[Path], expected: Path) -> Json:
         for what in ("agree", "same"):
             result[f"{group}_{what}"] = flows[group, what] / every if every else None
     every = sum(flows[group, "all"] for group in ("tcp", "udp", "other"))
-    result["repeats_mattered"] = repeated / every
     for kind in (Kind.CONFIRMED, Kind.GUESSED, Kind.UNKNOWN):
         result[f"{kind}_share"] = kinds[kind] / every
     return result

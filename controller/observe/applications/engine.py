@@ -36,6 +36,9 @@ _RISKS = [
 #: The count of packets after which nfstream itself would end a flow; ours are ended before.
 _NEVER = 255
 _FOREVER = 1 << 62
+_LARGEST = (1 << 64) - 1
+_END = bytes(1)
+_BYTES = ffi.typeof("uint8_t[]")
 
 
 class Finding(NamedTuple):
@@ -102,36 +105,37 @@ class Engine:
     def end(self, flow: Any) -> Finding:
         """What nDPI says of a flow, which is over with this: a guess where it is not sure."""
         lib.meter_expire_flow(flow, _NEVER, self._dissector)
-        method = int(flow.confidence)
+        method, name = flow.confidence, flow.requested_server_name
         finding = Finding(
             _text(flow.application_name),
             _text(flow.category_name),
             method in _SURE,
             _CONFIDENCES.get(method, str(method)),
             _risks(flow.ndpi_flow.risk),
-            _text(flow.requested_server_name),
+            _text(name) if name[0] != _END else "",
         )
         lib.meter_free_flow(flow, _NEVER, 0, 1)
         return finding
 
     def _set(self, time: float, packet: Packet, frame: bytes) -> Any:
         """Make `packet` the one that is fed; what is returned keeps its bytes in place."""
-        held = ffi.from_buffer("uint8_t[]", frame)
+        protocol, source, destination, sport, dport, vlan, at, length, _, _, flags = packet
         self._pack(
             self._buffer,
             0,
-            max(0, int(time * 1000)),
-            packet.source,
-            packet.destination,
-            packet.source_port,
-            packet.destination_port,
-            4 if len(packet.source) == 4 else 6,
-            packet.protocol,
-            packet.vlan,
-            packet.flags,
-            min(packet.length, 0xFFFF),
+            int(time * 1000) & _LARGEST,
+            source,
+            destination,
+            sport,
+            dport,
+            4 if len(source) == 4 else 6,
+            protocol,
+            vlan,
+            flags,
+            length if length <= 0xFFFF else 0xFFFF,
         )
-        self._packet.ip_content = held + packet.at
+        held = ffi.from_buffer(_BYTES, frame)
+        self._packet.ip_content = held + at
         return held
 
 
@@ -166,4 +170,5 @@ def _risks(bits: int) -> tuple[str, ...]:
 
 
 def _text(characters: Any) -> str:
-    return str(ffi.string(characters).decode("utf-8", errors="replace"))
+    text: str = ffi.string(characters).decode("utf-8", errors="replace")
+    return text

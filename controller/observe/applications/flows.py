@@ -7,7 +7,6 @@ nDPI and the behavioural classifier come from outside, so all this runs without 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -21,7 +20,6 @@ from .records import UNKNOWN, Direction, Endpoint, Kind, Verdict
 Key = tuple[int, tuple[int, bytes, bytes, int, int, int]]
 Trace = Sequence[tuple[float, int]]
 
-_sequence = struct.Struct("!II").unpack_from
 _PROTOCOLS = {TCP: "tcp", UDP: "udp", 1: "icmp", 58: "icmpv6", 132: "sctp"}
 
 
@@ -69,8 +67,6 @@ class Limits:
     idle_s: float = 30.0
     #: Verdicts say the sizes and times of as many packets, also where fewer were enough.
     traces: bool = False
-    #: Whether TCP segments that repeat an earlier one are looked at and counted as well.
-    repeats: bool = False
 
 
 @dataclass(slots=True)
@@ -117,7 +113,7 @@ class FlowTable:
         self._poisoned = frozenset(poisoned)
         self._flows: dict[Key, _Flow] = {}
         #: Flows of which nothing more is to be learned, by scope and `brief`.
-        self._told: dict[tuple[int, bytes | None], _Flow] = {}
+        self._told: dict[tuple[int, bytes], _Flow] = {}
         self._open = 0
         self._now = 0.0
         self._swept = 0.0
@@ -172,7 +168,7 @@ class FlowTable:
         self._flows[flow.key] = self._flows[flow.reverse] = flow
         self._open += 1
         self.counters.flows += 1
-        self._observe(flow, time, packet, frame)
+        flow.see(time, packet, True)
         if flow.key in self._poisoned or flow.reverse in self._poisoned:
             self._tell(flow, None)
             return
@@ -180,31 +176,10 @@ class FlowTable:
         self._look(flow)
 
     def _more(self, flow: _Flow, time: float, packet: Packet, frame: bytes) -> None:
-        if not self._observe(flow, time, packet, frame):
-            return
+        flow.see(time, packet, packet[:6] == flow.key[1])
         if flow.native is not None:
             self._engine.more(flow.key, flow.native, time, packet, frame)
         self._look(flow)
-
-    def _observe(self, flow: _Flow, time: float, packet: Packet, frame: bytes) -> bool:
-        """Time a packet; whether it says anything new."""
-        ahead = packet[:6] == flow.key[1]
-        if packet.protocol != TCP:
-            flow.see(time, packet.payload, ahead)
-            return True
-        numbers = _sequence(frame, packet.above + 4)
-        said = (ahead, numbers, packet.flags, packet.payload)
-        if said in flow.said:
-            # Sent again, or captured at two places: it says nothing new. But whoever sends the
-            # same for ever shall not keep us looking for ever.
-            flow.repeats += 1
-            if flow.repeats >= 4 * self._limits.packets:
-                self._conclude(flow)
-            if not self._limits.repeats:
-                return False
-        flow.said.add(said)
-        flow.see_tcp(time, packet, ahead)
-        return True
 
     def _look(self, flow: _Flow) -> None:
         """Conclude where enough is known of a flow."""
@@ -222,7 +197,8 @@ class FlowTable:
         self._conclude(flow)
         for key in (flow.key, flow.reverse):
             self._flows.pop(key, None)
-            self._told.pop((key[0], shortcut(key[1])), None)
+        for brief_key in flow.briefs:
+            self._told.pop(brief_key, None)
         self._open -= 1
 
     def _conclude(self, flow: _Flow) -> None:
@@ -236,10 +212,13 @@ class FlowTable:
 
     def _tell(self, flow: _Flow, finding: Finding | None) -> None:
         flow.told = True
-        for scope, packet in (flow.key, flow.reverse):
-            brief_of = shortcut(packet)
-            if brief_of is not None:
-                self._told[scope, brief_of] = flow
+        scope, packet = flow.key
+        there = shortcut(packet)
+        if there is not None:
+            # The other direction has source and destination changed for each other.
+            back = there[:4] + there[8:12] + there[4:8] + there[14:] + there[12:14]
+            flow.briefs = ((scope, there), (scope, back))
+            self._told[scope, there] = self._told[scope, back] = flow
         self.verdicts.append(self._verdict(flow, finding))
         flow.release()
 
@@ -278,7 +257,6 @@ class FlowTable:
             finding.server_name if finding else "",
             flow.first,
             flow.decided_at or len(flow.trace),
-            flow.repeats,
             flow.handshake_s,
             flow.response_s if forward == flow.forward else None,
             tuple(trace) if self._limits.traces else (),
@@ -326,6 +304,7 @@ class _Flow:
     __slots__ = (
         "acked",
         "asked",
+        "briefs",
         "decided_at",
         "direction",
         "finding",
@@ -336,10 +315,8 @@ class _Flow:
         "last",
         "macs",
         "native",
-        "repeats",
         "response_s",
         "reverse",
-        "said",
         "syn",
         "syn_acked",
         "told",
@@ -350,6 +327,8 @@ class _Flow:
         self.key = key
         self.reverse = reverse
         self.macs = (b"", b"")
+        #: Under what a told flow is found without decoding.
+        self.briefs: tuple[tuple[int, bytes], ...] = ()
         self.native: Any = None
         self.finding: Finding | None = None
         self.decided_at = 0
@@ -358,8 +337,6 @@ class _Flow:
         #: Whether who was seen first is the initiator, and how that is known.
         self.forward = True
         self.direction = Direction.FIRST
-        self.said: set[tuple[Any, ...]] = set()
-        self.repeats = 0
         #: Seconds since the first packet, and payload bytes, negative from the other side.
         self.trace: list[tuple[float, int]] = []
         self.syn: float | None = None
@@ -369,8 +346,11 @@ class _Flow:
         self.handshake_s: float | None = None
         self.response_s: float | None = None
 
-    def see(self, time: float, payload: int, ahead: bool) -> None:
+    def see(self, time: float, packet: Packet, ahead: bool) -> None:
         """Time a packet, from who was seen first where it is `ahead`."""
+        if packet.flags:
+            self._see_flags(time, packet.flags, ahead)
+        payload = packet.payload
         self.trace.append((time - self.first, payload if ahead else -payload))
         if payload == 0 or self.response_s is not None:
             return
@@ -381,9 +361,8 @@ class _Flow:
         if since is not None and time >= since:
             self.response_s = time - since
 
-    def see_tcp(self, time: float, packet: Packet, ahead: bool) -> None:
-        """Time a TCP packet, and learn from it who began."""
-        flags = packet.flags
+    def _see_flags(self, time: float, flags: int, ahead: bool) -> None:
+        """Time the handshake of TCP, and learn from it who began."""
         if flags & SYN:
             if self.direction is not Direction.SYN:
                 self.direction = Direction.SYN
@@ -392,15 +371,13 @@ class _Flow:
                 self.syn_acked = True
             elif self.syn is None:
                 self.syn = time
-        elif flags & ACK and self.acked is None and self.syn_acked and ahead == self.forward:
+        elif self.syn_acked and self.acked is None and flags & ACK and ahead == self.forward:
             self.acked = time
             if self.syn is not None and time >= self.syn:
                 self.handshake_s = time - self.syn
-        self.see(time, packet.payload, ahead)
 
     def release(self) -> None:
         """Let go of what only looking needed."""
-        self.said = set()
         self.trace = []
         self.finding = None
 

@@ -76,9 +76,8 @@ class Verdict(NamedTuple):
     risks: tuple[str, ...]
     server_name: str
     first_seen: float
-    #: Packets looked at, and packets among them that only repeated an earlier one.
+    #: Packets looked at.
     packets: int
-    repeats: int
     #: From the SYN to the initiator's ACK of the answer.
     handshake_s: float | None
     #: From the request (or the handshake, where the server speaks first) to the first response.

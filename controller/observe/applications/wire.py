@@ -33,8 +33,8 @@ DONE: Final = b"D"
 MAX_MESSAGE = 65_536
 #: What is fed of a frame. nDPI looks at the first kilobytes of a packet only.
 MAX_FED = 16_384
-#: So that the verdicts of a message stay below MAX_MESSAGE, with traces too.
-VERDICTS_A_MESSAGE = 16
+#: So that the verdicts of a message stay below MAX_MESSAGE, with traces of 100 packets too.
+VERDICTS_A_MESSAGE = 24
 
 _frame = struct.Struct("<IdHI")
 _NUMBER = struct.Struct("<I")
