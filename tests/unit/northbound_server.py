@@ -84,13 +84,16 @@ class Running:
 
 
 @contextmanager
-def running(state_dir: Path, **northbound: object) -> Iterator[Running]:
+def running(
+    state_dir: Path, store_url: str | None = None, **northbound: object
+) -> Iterator[Running]:
     """A server with settings of `northbound` changed, stopped at the end."""
     settings = load(
         None,
         {
             "PLEACH_STATE_DIR": str(state_dir),
             "PLEACH_NORTHBOUND__PORT": "0",
+            **({} if store_url is None else {"PLEACH_STORE__URL": store_url}),
             **{f"PLEACH_NORTHBOUND__{k.upper()}": str(v) for k, v in northbound.items()},
         },
     )
