@@ -250,7 +250,7 @@ def _below_labels(frame: bytes, at: int) -> tuple[int, int]:
     version = frame[at] >> 4
     if version in (4, 6):
         return _IPV4, at
-    if version == 0:  # RFC 4448: a control word, and an Ethernet frame
+    if frame[at] == frame[at + 1] == 0:  # RFC 4448: a control word before the Ethernet frame
         at += 4
     return _ethernet(frame, at)
 
@@ -331,7 +331,7 @@ def _ppi(frame: bytes, at: int) -> tuple[int, int]:
 
 def _vxlan(frame: bytes, at: int) -> tuple[int, int]:
     """RFC 7348."""
-    if frame[at] != 0x08:
+    if not frame[at] & 0x08:
         raise _Refused
     return _ethernet(frame, at + 8)
 

@@ -87,6 +87,7 @@ class Worker:
     """A process that looks into packets, seen from outside.
 
     `clock` gives seconds that never go back. `model` is a file that `pleach dpi train` wrote.
+    A process that has not answered for `hang_s` is ended. `module` is what it runs.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Worker:
         limits: Limits,
         clock: Callable[[], float],
         model: Path | None = None,
+        hang_s: float = HANG_S,
         module: str = "controller.observe.applications.process",
     ) -> None:
         self.counters = WorkerCounters()
@@ -104,6 +106,7 @@ class Worker:
         self._limits = limits
         self._clock = clock
         self._model = model
+        self._hang_s = hang_s
         self._module = module
         self._poisoned: OrderedDict[Key, None] = OrderedDict()
         self._crashes: deque[float] = deque(maxlen=16)
@@ -258,7 +261,7 @@ class Worker:
         self._child = self._start()
 
     def _hangs(self, child: _Child, now: float) -> bool:
-        if not child.open or now - child.heard < HANG_S:
+        if not child.open or now - child.heard < self._hang_s:
             return False
         self.counters.hangs += 1
         return True
