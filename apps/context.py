@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from apps.framework import Connection, close, hub, spawn
 from apps.session import Session
-from controller.act.dataplane.channel import Channel
+from controller.act.dataplane.channel import Channel, Stage
 from controller.act.dataplane.compiler import Compiler, Desired, Key
+from controller.act.dataplane.rollout import Rollout, Step
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import format_dpid
-from controller.model.nouns import Datapath, Link, Port
+from controller.model.nouns import Datapath, Link, Port, Record
+from controller.model.state import Change
 from controller.settings import CONFIG, Settings, load
 from controller.store.errors import FeedCompacted, StoreError
 from controller.store.records import Progress
@@ -37,8 +39,12 @@ FEED_LIMIT = 1_000
 REPORT_S = 0.02
 #: Into how many phases of an interval the first audits are spread.
 PHASES = 16
-#: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN).
-PORT_DOWN, LINK_DOWN = 1, 1
+#: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN, OFPPS_LIVE).
+#: Open vSwitch says LIVE of what fast failover takes for alive, so BFD's word is in it.
+PORT_DOWN, LINK_DOWN, LIVE = 1, 1, 4
+#: Seconds that packets may be under way by labels that are not given any more, that one step of
+#: a change of paths is waited for, and between two looks at how far the switches are.
+DRAIN_S, PATIENCE_S, ROLL_S = 1.0, 3.0, 0.01
 
 
 def settings_of_process() -> Settings:
@@ -62,10 +68,16 @@ class Southbound:
         self.compiler = Compiler(self.store.snapshot())
         self._following = hub.Semaphore(1)
         self._bell = self.store.bell("southbound")
+        #: Who is told of links and ports that differ, by what was and what is; from within a
+        #: change of the store, so that they must not change it themselves.
+        self.watchers: list[Callable[[Record | None, Record | None], None]] = []
+        self._rollout = Rollout(DRAIN_S, PATIENCE_S)
+        self._rolling = hub.Event()
         self._reported: dict[str, Progress] = {}
         self._report = hub.Event()
         spawn(self.forever, self._follow_bell)
         spawn(self.forever, self._report_progress)
+        spawn(self.forever, self._roll)
 
     @property
     def view(self) -> FabricView:
@@ -111,16 +123,48 @@ class Southbound:
         try:
             changes = self.store.changes(at, FEED_LIMIT)
             more = len(changes) >= FEED_LIMIT
+            news = self._news(changes)
             applied = self.compiler.apply(changes)
         except FeedCompacted:
             log.warning("the feed no longer has what came after revision %d; reading all", at)
+            news = []
             applied = self.compiler.reload(self.store.snapshot())
+        if applied.paths:
+            for session in self.sessions.values():
+                session.channel.allow(Step.LAY)
+            self._rolling.set()
         revision = self.view.state.revision
         if revision != at:
             for datapath, session in list(self.sessions.items()):
                 keys = applied.changed.get(datapath, set[Key]())
                 session.changed(keys, revision, applied.zones.get(datapath, set()))
+        for before, after in news:
+            for watcher in self.watchers:
+                watcher(before, after)
         return more
+
+    def _news(self, changes: list[Change]) -> list[tuple[Record | None, Record | None]]:
+        """What links and ports were, and what they become."""
+        return [
+            (self.view.state.table(change.kind).get(change.key), change.record)
+            for change in changes
+            if change.kind in (Link.kind, Port.kind)
+        ]
+
+    def _roll(self) -> None:
+        """Lead all switches through a change of paths, step by step."""
+        self._rolling.wait()
+        self._rolling.clear()
+        while True:
+            sessions = list(self.sessions.values())
+            ready = [s for s in sessions if s.channel.stage is Stage.READY]
+            steps = {s.channel.lowest for s in ready} - {Step.FREE}
+            limit = self._rollout.look(min(steps, default=Step.FREE), time.monotonic())
+            for session in ready:
+                session.allow(limit)
+            if not steps and len(ready) == len(sessions):
+                return
+            hub.sleep(ROLL_S)
 
     def write(self, change: Callable[[Transaction], None]) -> None:
         """Change the store in one transaction, and take the change in at once."""
@@ -211,12 +255,14 @@ class Southbound:
         desired = self.compiler.desired.get(datapath, Desired())
         window = self.settings.southbound.window
         channel = Channel(desired, self.view.state.revision, window=window)
+        channel.allow(Step.LAY)  # until it is known what the others lack
         session = Session(datapath, connection, channel, self.report)
         # Switches that connect together are not to be audited together for ever.
         turn = 1 + len(self.sessions) % PHASES / PHASES
         session.audit_at = time.monotonic() + turn * self.settings.southbound.reconcile_s
         self.sessions[datapath] = session
         session.start()
+        self._rolling.set()
         log.info(
             "a switch is connected",
             extra={"datapath": datapath, "address": connection.address, "ports": len(ports)},
@@ -249,15 +295,18 @@ def _mark_disconnected(tx: Transaction, datapath: str) -> None:
 def ports_of(datapath: str, connection: Connection) -> dict[int, Port]:
     """The ports of a switch, by number, as it described them last."""
     ports = {}
-    for number, desc in list(connection.ports.items()):
+    described = list(connection.ports.items())
+    tells = any(desc.state & LIVE for _, desc in described)
+    for number, desc in described:
         if number > MAX_PORT:
             continue
         up = not (desc.config & PORT_DOWN or desc.state & LINK_DOWN)
+        live = up and bool(desc.state & LIVE or not tells)
         speed = max((p.curr_speed for p in desc.properties if hasattr(p, "curr_speed")), default=0)
         name = desc.name.decode("utf-8", "replace").rstrip("\0")
         try:
             ports[number] = Port(
-                datapath=datapath, number=number, name=name, up=up, speed=speed * 1000
+                datapath=datapath, number=number, name=name, up=up, live=live, speed=speed * 1000
             )
         except ValidationError as error:
             log.warning(
@@ -269,8 +318,9 @@ def ports_of(datapath: str, connection: Connection) -> dict[int, Port]:
 
 
 def _put_ports(tx: Transaction, datapath: str, ports: dict[int, Port]) -> None:
-    """Make the store's ports of a datapath those given, and take down the links of ports
-    that are down or gone: at both ends, for the other one may not have noticed yet."""
+    """Make the store's ports of a datapath those given. Links of ports through which nothing
+    gets are down, those of ports that are gone are forgotten: in both directions, for the other
+    end may not have noticed yet."""
     for known in tx.where(Port, datapath=datapath):
         if known.number not in ports:
             tx.delete(Port, known.key)
@@ -278,8 +328,12 @@ def _put_ports(tx: Transaction, datapath: str, ports: dict[int, Port]) -> None:
         tx.put(port)
     for link in tx.all(Link):
         for dpid, number in ((link.datapath, link.port), (link.to_datapath, link.to_port)):
-            if dpid == datapath and link.up:
-                port_now = ports.get(number)
-                if port_now is None or not port_now.up:
-                    tx.put(link.model_copy(update={"up": False}))
-                    break
+            if dpid != datapath:
+                continue
+            port_now = ports.get(number)
+            if port_now is None:
+                tx.delete(Link, link.key)
+                break
+            if link.up and not port_now.live:
+                tx.put(link.model_copy(update={"up": False}))
+                break

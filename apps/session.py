@@ -17,6 +17,7 @@ from controller.act.dataplane.explain import text
 from controller.act.dataplane.openflow import encode
 from controller.act.dataplane.openflow.records import CONTROLLER, Act, Output
 from controller.act.dataplane.openflow.wire import Malformed
+from controller.act.dataplane.rollout import Step
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,12 @@ class Session:
         of `zones` is out of date."""
         self.channel.changed(keys, revision, zones)
         self._after()
+
+    def allow(self, limit: Step) -> None:
+        """A change of paths may go as far as `limit`."""
+        self.channel.allow(limit)
+        if self.channel.wants_to_send:
+            self._wake.set()
 
     def received(self, kind: int, data: bytes) -> None:
         """A message about entries came in."""

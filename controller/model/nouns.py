@@ -310,12 +310,23 @@ class Port(Record):
     number: Annotated[int, Field(ge=1, le=0xFFFFFEFF)]
     name: PortName
     up: bool = True
+    #: Whether frames get through, as far as the switch can tell: BFD's word where it watches.
+    live: bool = True
     #: bit/s; 0 where the switch does not say.
     speed: Annotated[int, Field(ge=0)] = 0
 
     @property
     def key(self) -> str:
         return f"{self.datapath}:{self.number}"
+
+
+class Watch(StrEnum):
+    """How the failure of a link is seen."""
+
+    #: By the carrier of its ports; where that stays though nothing gets through, by LLDP.
+    PORT = "port"
+    #: By the switches themselves, in a fraction of a second (RFC 5880).
+    BFD = "bfd"
 
 
 class Link(Record):
@@ -329,6 +340,11 @@ class Link(Record):
     #: bit/s; 0 where nobody said.
     capacity: Annotated[int, Field(ge=0)] = 0
     up: bool = True
+    watch: Watch = Watch.PORT
+    #: Whether it is kept down because it failed too often of late.
+    damped: bool = False
+    #: Seconds from one end to the other, as probes measured them; None while nobody has.
+    latency_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @property
     def key(self) -> str:

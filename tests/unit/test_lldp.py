@@ -47,23 +47,30 @@ def test_a_frame_is_lldp_to_others_too() -> None:
     assert (frame[LLDPDUPortID].subtype, frame[LLDPDUPortID].id) == (7, b"7")
     assert frame[LLDPDUTimeToLive].ttl == 15
     assert frame[LLDPDUSystemName].system_name == b"pleach"
-    assert frame[LLDPDUGenericOrganisationSpecific].subtype == 1
-    assert len(frame[LLDPDUGenericOrganisationSpecific].data) == 16
+    assert frame[LLDPDUGenericOrganisationSpecific].subtype == 2
+    assert len(frame[LLDPDUGenericOrganisationSpecific].data) == 24
     assert len(FRAME) >= 60
 
 
 def test_the_signature_is_hmac_sha256() -> None:
-    # printf 'pleach lldp\0\0\0\0\0\0\0\0\xa1\0\0\0\7' |
+    # printf 'pleach lldp\0\0\0\0\0\0\0\0\xa1\0\0\0\7\0\0\0\0\0\0\0\0' |
     #   openssl dgst -sha256 -hmac 'a secret of the fabric'
-    assert FRAME[-18:-2].hex() == "1e06774ace01ba1c6ffe4336494bd67d"
+    assert FRAME[-18:-2].hex() == "46dc0ced400338b36bd6d8959ceffbdc"
 
 
-@given(dpids, ports, st.binary(max_size=80), st.integers(1, 65535), st.binary(max_size=40))
+@given(
+    dpids,
+    ports,
+    st.binary(max_size=80),
+    st.integers(1, 65535),
+    st.integers(0, (1 << 64) - 1),
+    st.binary(max_size=40),
+)
 def test_what_is_built_is_read_again(
-    dpid: str, port: int, secret: bytes, ttl_s: int, padding: bytes
+    dpid: str, port: int, secret: bytes, ttl_s: int, sent_ns: int, padding: bytes
 ) -> None:
-    frame = lldp.build(dpid, port, secret, ttl_s=ttl_s)
-    assert lldp.parse(frame + padding, secret) == (dpid, port)
+    frame = lldp.build(dpid, port, secret, ttl_s=ttl_s, sent_ns=sent_ns)
+    assert lldp.parse(frame + padding, secret) == (dpid, port, sent_ns)
     assert lldp.parse(frame, secret + b"x") is None
 
 
@@ -107,6 +114,11 @@ def test_a_signature_is_good_for_one_port() -> None:
     assert lldp.parse(other[:-18] + FRAME[-18:], SECRET) is None
     elsewhere = lldp.build("00000000000000a2", 7, SECRET, ttl_s=15)
     assert lldp.parse(elsewhere[:-18] + FRAME[-18:], SECRET) is None
+
+
+def test_a_frame_cannot_be_made_to_seem_younger() -> None:
+    later = lldp.build(DPID, 7, SECRET, ttl_s=15, sent_ns=1)
+    assert lldp.parse(later[:-18] + FRAME[-18:], SECRET) is None
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,12 @@ def compile_all(view: FabricView, datapath: str) -> Desired:
 class Applied(NamedTuple):
     """What changes mean, by datapath: the keys of entries that differ now, and the conntrack
     zones of ports that a VM was newly plugged into, which are to be forgotten first: what was
-    known there is of another VM, or of the same one in an earlier stay."""
+    known there is of another VM, or of the same one in an earlier stay. `paths` says that
+    paths may differ, which switches have to follow in order (`rollout.py`)."""
 
     changed: dict[str, set[Key]]
     zones: dict[str, set[int]]
+    paths: bool
 
 
 class Compiler:
@@ -144,7 +146,7 @@ class Compiler:
             impact.note(change)
         zones = self._zones(impact.arrived)
         if impact.everything:
-            return Applied(self._rebuild(), zones)
+            return Applied(self._rebuild(), zones, True)
         if impact.topology:
             impact.reroute()
         changed: dict[str, set[Key]] = {}
@@ -154,7 +156,7 @@ class Compiler:
             keys = desired.refresh(unit, self._compiled(unit, datapath, elsewhere))
             if keys:
                 changed.setdefault(datapath, set()).update(keys)
-        return Applied(changed, zones)
+        return Applied(changed, zones, impact.topology)
 
     def _compiled(self, unit: Unit, datapath: str, elsewhere: dict[object, Rules]) -> Rules:
         """As `compile_unit`; a VM that is elsewhere looks the same from many datapaths, and is
@@ -176,7 +178,7 @@ class Compiler:
     def reload(self, state: State) -> Applied:
         """Go on from `state`, when the changes that led to it are no longer to be had."""
         self.view = FabricView.of(state)
-        return Applied(self._rebuild(), {})
+        return Applied(self._rebuild(), {}, True)
 
     def _rebuild(self) -> dict[str, set[Key]]:
         """Compute everything afresh: for changes in which datapaths there are."""

@@ -1,9 +1,10 @@
 """Which port is at the other end of a link? Frames of LLDP (IEEE 802.1AB) that one switch
 sends for the controller and another hands back to it.
 
-A signature says that the frame is the controller's own, so that a VM cannot invent a link.
-It cannot tell a copy from the original: frames must not be sent out of the ports of VMs, nor
-believed where they come in by one.
+A frame tells when it was sent, so that it also measures how long it was under way. A signature
+says that it is the controller's own, so that a VM cannot invent a link. It cannot tell a fresh
+copy from the original: frames must not be sent out of the ports of VMs, nor believed where they
+come in by one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hmac
 import struct
 from hashlib import blake2b
+from typing import NamedTuple
 
 from controller.act.dataplane.pipeline import LLDP
 
@@ -23,13 +25,22 @@ _END, _CHASSIS, _PORT, _TTL, _SYSTEM_NAME, _ORGANISATION = 0, 1, 2, 3, 5, 127
 #: Subtype of a chassis id and of a port id that only its owner can read.
 _LOCAL = b"\7"
 _NAME = b"pleach"
-#: A locally administered OUI with "PL" in it, and our only subtype.
-_SIGNATURE = b"\x02PL\x01"
+#: A locally administered OUI with "PL" in it, and our subtype.
+_SIGNATURE = b"\x02PL\x02"
+_STAMP = struct.Struct("!Q")
 _PURPOSE = b"pleach lldp\0"
 _DIGEST_BYTES = 16
 
 
-def build(datapath: str, port: int, secret: bytes, *, ttl_s: int) -> bytes:
+class Frame(NamedTuple):
+    """What a frame says: where it was sent from, and when (ns of the sender's clock)."""
+
+    datapath: str
+    port: int
+    sent_ns: int
+
+
+def build(datapath: str, port: int, secret: bytes, *, ttl_s: int, sent_ns: int = 0) -> bytes:
     """The frame to send out of `port` of `datapath` (16 hex digits), to be believed for
     `ttl_s` seconds (1 to 65535). Raises ValueError where one of them is out of its range.
     """
@@ -44,20 +55,21 @@ def build(datapath: str, port: int, secret: bytes, *, ttl_s: int) -> bytes:
     hashed = bytearray(blake2b(place, digest_size=6).digest())
     # Unicast, locally administered.
     hashed[0] = hashed[0] & 0xFC | 0x02
+    stamp = _STAMP.pack(sent_ns)
     return (
         _ETHERNET.pack(DESTINATION, hashed, LLDP)
         + _tlv(_CHASSIS, _LOCAL + datapath.encode())
         + _tlv(_PORT, _LOCAL + str(port).encode())
         + _tlv(_TTL, struct.pack("!H", ttl_s))
         + _tlv(_SYSTEM_NAME, _NAME)
-        + _tlv(_ORGANISATION, _SIGNATURE + _digest(place, secret))
+        + _tlv(_ORGANISATION, _SIGNATURE + stamp + _digest(place + stamp, secret))
         + _tlv(_END, b"")
     )
 
 
-def parse(frame: bytes, secret: bytes) -> tuple[str, int] | None:
-    """Datapath and port that a frame was built for, or None where `build` did not build it
-    with this secret. Compares signatures in constant time; never raises on `frame`."""
+def parse(frame: bytes, secret: bytes) -> Frame | None:
+    """What a frame says, or None where `build` did not build it with this secret. Compares
+    signatures in constant time; never raises on `frame`."""
     if frame[:6] != DESTINATION or frame[12:14] != LLDP.to_bytes(2, "big"):
         return None
     tlvs = _tlvs(frame)
@@ -73,13 +85,14 @@ def parse(frame: bytes, secret: bytes) -> tuple[str, int] | None:
     place = None if port is None else _place(datapath, port)
     if place is None or port is None:
         return None
-    if not hmac.compare_digest(signed, _SIGNATURE + _digest(place, secret)):
+    stamp = signed[len(_SIGNATURE) : len(_SIGNATURE) + _STAMP.size]
+    if not hmac.compare_digest(signed, _SIGNATURE + stamp + _digest(place + stamp, secret)):
         return None
-    return datapath, port
+    return Frame(datapath, port, *_STAMP.unpack(stamp))
 
 
 def _place(datapath: str, port: int) -> bytes | None:
-    """What is signed: 8 bytes of datapath id and 4 of port number."""
+    """What is signed, before the time: 8 bytes of datapath id and 4 of port number."""
     if len(datapath) != 16 or not set(datapath) <= set("0123456789abcdef"):
         return None
     if not 0 < port <= MAX_PORT:
@@ -87,9 +100,9 @@ def _place(datapath: str, port: int) -> bytes | None:
     return struct.pack("!QI", int(datapath, 16), port)
 
 
-def _digest(place: bytes, secret: bytes) -> bytes:
+def _digest(signed: bytes, secret: bytes) -> bytes:
     """HMAC-SHA256 cut to half its length, as RFC 2104, 5 allows."""
-    return hmac.digest(secret, _PURPOSE + place, "sha256")[:_DIGEST_BYTES]
+    return hmac.digest(secret, _PURPOSE + signed, "sha256")[:_DIGEST_BYTES]
 
 
 def _decimal(text: bytes) -> int | None:
