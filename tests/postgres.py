@@ -7,6 +7,7 @@ the server and removes its files once the pipe to it is closed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -101,6 +103,19 @@ class PostgresServer:
         os.kill(self.pid, signal.SIGKILL)
         while self._listens():
             time.sleep(0.005)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile it is there, and says nothing to anybody."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        processes = [self.pid, *map(int, children)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
 
     def reload(self) -> None:
         """Read the settings again."""
