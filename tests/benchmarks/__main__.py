@@ -14,7 +14,15 @@ from mininet_labs import sandbox
 from tests.benchmarks.harness import Options
 
 #: Name to whether it needs the sandbox.
-BENCHMARKS = {"fabric": True, "restart": True, "migration": True, "frameworks": True, "dpi": False}
+BENCHMARKS = {
+    "fabric": True,
+    "restart": True,
+    "migration": True,
+    "failover": True,
+    "frameworks": True,
+    "dpi": False,
+    "bulk": True,
+}
 
 
 def main(words: list[str]) -> int:

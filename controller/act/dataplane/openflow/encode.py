@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 
 from controller.act.dataplane.openflow.actions import put_actions, put_instructions
 from controller.act.dataplane.openflow.aliens import AlienFlow
@@ -119,6 +120,8 @@ _BOTH = BundleFlag.ATOMIC | BundleFlag.ORDERED
 _FLOW_MOD = struct.Struct(">BBHIQQBBHHHIIIHH")
 _GROUP_MOD = struct.Struct(">HBxIHxxI")
 _METER_MOD = struct.Struct(">HHI")
+#: header | the above | one band
+_METER_WITH_BAND = struct.Struct(">BBHI HHI HHIIxxxx")
 _PACKET_OUT = struct.Struct(">IHxx")
 _FLOW_DESC_REQUEST = struct.Struct(">BxxxIIxxxxQQ")
 _ID_REQUEST = struct.Struct(">Ixxxx")
@@ -186,6 +189,7 @@ def _bucket(number: int, bucket: Bucket, kind: GroupType) -> bytes:
     return BUCKET.pack(length, len(actions), number) + actions + properties
 
 
+@lru_cache(maxsize=64)
 def _selection(fields: tuple[Field, ...]) -> bytes:
     """Selection method "hash": over whole fields, so every value is all ones."""
     tlvs = b"".join([tlv(field, (1 << 8 * field.size) - 1, None) for field in fields])
@@ -222,8 +226,10 @@ def meter_mod(xid: int, change: Change, meter: Meter) -> bytes:
     if meter.burst:
         flags |= METER_BURST
     try:
-        band = BAND.pack(BAND_DROP, BAND.size, meter.rate, meter.burst)
-        return message(METER_MOD, xid, _METER_MOD.pack(change, flags, meter.id) + band)
+        return _METER_WITH_BAND.pack(
+            VERSION, METER_MOD, _METER_WITH_BAND.size, xid, change, flags, meter.id,
+            BAND_DROP, BAND.size, meter.rate, meter.burst,
+        )  # fmt: skip
     except _MISFITS as error:
         raise _misfit(meter, error) from error
 

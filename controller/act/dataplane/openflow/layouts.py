@@ -184,7 +184,9 @@ class Layout:
             return repeat(tuple([action.act for action in self._anatomy.actions]))
         made: list[Iterable[Act]] = []
         for act, make, places in self._anatomy.actions:
-            if places:
+            if len(places) == 1:
+                made.append(_shared(self._values(columns, places[0]), make))
+            elif places:
                 rows = list(zip(*[self._values(columns, place) for place in places], strict=True))
                 made.append(_shared(rows, partial(_made, make)))
             else:
