@@ -299,6 +299,8 @@ class HistoryStatus(Reply):
     bytes: int | None
     oldest: float | None
     newest: float | None
+    #: Hours whose samples are not yet packed into files.
+    unpacked_hours: int | None
     #: Values that are acknowledged and not yet with the engine.
     waiting_values: int
     log_bytes: int

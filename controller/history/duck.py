@@ -126,11 +126,11 @@ class DuckEngine:
                     hot = _hot(cursor, query.scope)
                     chosen = sources(query, parts, hot)
                     for part in chosen.parts:
-                        self._footers.footer(self._directory / part.file)
+                        self._footers.footer(f"{self._directory}/{part.file}")
                     told = True
                     yield position
                     for part in chosen.parts:
-                        file = self._directory / part.file
+                        file = f"{self._directory}/{part.file}"
                         yield from self._footers.scan(file, query, sampled=part.kind is Kind.RAW)
                     for hour in chosen.hot:
                         yield from self._read_hot(cursor, query, hour)
@@ -153,7 +153,7 @@ class DuckEngine:
             for scope in Scope:
                 for part in _parts(cursor, scope):
                     try:
-                        rows = check(self._directory / part.file)
+                        rows = check(f"{self._directory}/{part.file}")
                     except (HistoryCorrupt, FileNotFoundError) as error:
                         wrong.append(str(error))
                         continue
@@ -169,17 +169,18 @@ class DuckEngine:
         """What is held."""
         with self._transaction(read=True) as cursor:
             found = cursor.execute(
-                "SELECT min(start), max(stop), sum(bytes) FROM (SELECT start, stop, bytes FROM "
-                "part UNION ALL SELECT hour, hour + ?, 0 FROM hot)",
+                "SELECT min(start), max(stop), sum(bytes), sum(hot) FROM "
+                "(SELECT start, stop, bytes, 0 AS hot FROM part UNION ALL SELECT hour, hour + ?, 0, 1 FROM hot)",
                 [HOUR_MS],
             ).fetchall()
-        oldest, newest, size = found[0]
+        oldest, newest, size, hot = found[0]
         return EngineStatus(
             "duckdb",
             str(self._directory),
             int(size or 0) + sum(f.stat().st_size for f in self._directory.glob("history.duckdb*")),
             None if oldest is None else oldest / 1000,
             None if newest is None else newest / 1000,
+            int(hot or 0),
         )
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ class EngineStatus:
     bytes: int | None
     oldest: float | None
     newest: float | None
+    #: Hours whose samples are not yet packed into files.
+    unpacked_hours: int | None
 
 
 class Engine(Protocol):

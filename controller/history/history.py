@@ -67,9 +67,11 @@ class History(Reader):
         self._engine = engine
         self._wal = Wal(directory / LOG_DIRECTORY)
         self._waiting = Waiting()
-        books = records.load(directory / _BOOKS)
+        file = directory / _BOOKS
+        books = records.load(file)
+        saved = books.position
         self._recover(books)
-        self._intake = Intake(self._wal, books, directory / _BOOKS, self._waiting, limits, bounds)
+        self._intake = Intake(self._wal, books, file, saved, self._waiting, limits, bounds)
         self._keeper = Keeper(engine, self._waiting, times.flush_s, times.house_s, self._forget)
 
     def take(self, batch: Batch, caller: str, rights: Rights, now: float) -> Future[Receipt]:

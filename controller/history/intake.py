@@ -75,6 +75,7 @@ class Intake:
         wal: Wal,
         books: Books,
         books_file: Path,
+        saved: int,
         waiting: Waiting,
         limits: Limits,
         bounds: Bounds,
@@ -87,10 +88,10 @@ class Intake:
         self._bounds = bounds
         self._offsets = Offsets()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._unsaved = 0
+        self._unsaved = SEGMENT_BYTES if saved < books.position else 0
         self._saved_at = time.monotonic()
         #: Position of the books that are saved: the log before it is not needed for them.
-        self.saved = books.position
+        self.saved = saved
         #: Batches by outcome, and samples refused by reason, since the start.
         self.outcomes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()

@@ -1,9 +1,11 @@
 """How do hours become files, and files become coarser and fewer?
 
-An hour that is over and at rest is written to a file sorted by subject and time; one that is
-written to again later is packed again, together with its file. Once no sample of a day can
-come any more, means, maxima and counts over 5 minutes and over an hour are made of it. A file
-counts once the database says so; one that is replaced stays for a while, for those who read it.
+An hour that is over and at rest is written to a file sorted by subject and time; the hours of
+a quarter of a day are joined into one file, so that a day is read from a few. What comes later
+makes files beside these, which are joined with them where there are too many. Once no sample
+of a day can come any more, means, maxima and counts over 5 minutes and over an hour are made
+of it. A file counts once the database says so; one that is replaced stays for a while, for
+those who are reading it.
 """
 
 # ruff: noqa: S608 - what is put into SQL are names of our own tables, files and metrics
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 import duckdb
@@ -27,10 +30,12 @@ from controller.history.plan import (
     DAY_MS,
     FIVE_MINUTES_MS,
     HOUR_MS,
+    SPAN_MS,
     Keep,
     Kind,
     Part,
     expired,
+    to_join,
 )
 from controller.history.wal import of_os, sync_directory
 from controller.model.metrics import Scope, metrics_of
@@ -39,13 +44,13 @@ log = logging.getLogger(__name__)
 
 #: Row groups of a file, within the bounds of their rows: few rows are quick to decode, many
 #: groups make a long footer.
-_GROUPS, _LEAST_ROWS, _MOST_ROWS = 96, 2_048, 16_384
+_GROUPS, _LEAST_ROWS, _MOST_ROWS = 256, 2_048, 16_384
 #: Seconds for which a replaced file is kept for those who are reading it.
 _CONDEMNED_S = 60.0
 #: Span of files whose footers are read before somebody asks, in milliseconds.
 _WARM_MS = 26 * HOUR_MS
 
-_NAME = re.compile(r"(vm|host|port)-(\d{8}T\d{2})-(\d{20})\.parquet")
+_NAME = re.compile(r"(vm|host|port)-(\d{8}T\d{2})-(\d+)h-(\d{20})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,10 @@ class Packer:
         if due is not None:
             self._pack(cursor, *due, position, parts)
             return True
+        together = to_join(parts, hot, now_ms - self._packing.settle_ms)
+        if together:
+            self._join(cursor, together, position)
+            return True
         day = self._day(parts, hot, now_ms)
         if day is not None:
             self._down_sample(cursor, *day, position, parts)
@@ -139,16 +148,37 @@ class Packer:
             f"SELECT s.name AS subject, h.time, {', '.join(filled) or 'NULL::DOUBLE AS none'} "
             f"FROM {table} h JOIN subject s ON s.id = h.id AND s.scope = '{scope.value}'"
         )
-        old = [p for p in parts if (p.kind, p.scope, p.start) == (Kind.RAW, scope, hour)]
+        end = hour + HOUR_MS
+        old = [
+            p for p in parts if (p.kind, p.scope, p.start, p.end) == (Kind.RAW, scope, hour, end)
+        ]
         for part in old:
             query += f" UNION ALL BY NAME SELECT * FROM {self._read(part)}"
         rows = sum(part.rows for part in old) + _count(cursor, table)
-        part = self._write(cursor, query, Kind.RAW, scope, hour, hour + HOUR_MS, position, rows)
+        part = self._write(cursor, query, Kind.RAW, scope, hour, end, position, rows)
         with _committed(cursor):
             self._replace(cursor, old, part)
             cursor.execute(f"DROP TABLE {table}")
             cursor.execute("DELETE FROM hot WHERE scope = ? AND hour = ?", [scope.value, hour])
         self._quiet_since.pop((scope, hour), None)
+        self._made(part)
+
+    def _join(
+        self, cursor: duckdb.DuckDBPyConnection, together: Sequence[Part], position: int
+    ) -> None:
+        start = together[0].start // SPAN_MS * SPAN_MS
+        part = self._write(
+            cursor,
+            f"SELECT * FROM {self._read(*together)}",
+            Kind.RAW,
+            together[0].scope,
+            start,
+            start + SPAN_MS,
+            position,
+            sum(part.rows for part in together),
+        )
+        with _committed(cursor):
+            self._replace(cursor, together, part)
         self._made(part)
 
     def _day(
@@ -178,20 +208,14 @@ class Packer:
             for p in parts
             if p.kind is Kind.RAW and p.scope is scope and p.start // DAY_MS * DAY_MS == day
         ]
-        names = sorted(
-            {
-                name
-                for part in raw
-                for name in self._footers.footer(self._directory / part.file).columns
-            }
-            & {metric.name for metric in metrics_of(scope)}
-        )
+        names = [m.name for m in metrics_of(scope) if m.name in self._columns(raw)]
         columns = "".join(f', "{n}" DOUBLE, "{n}{MOST}" DOUBLE, "{n}{COUNT}" DOUBLE' for n in names)
         cursor.execute(
             f"CREATE OR REPLACE TEMP TABLE means (subject VARCHAR, time BIGINT{columns})"
         )
-        for part in raw:
-            there = self._footers.footer(self._directory / part.file).columns
+        for _, span in groupby(raw, lambda part: part.start // SPAN_MS):
+            pieces = list(span)
+            there = self._columns(pieces)
             wanted = "".join(
                 f', avg("{n}") AS "{n}", max("{n}") AS "{n}{MOST}", count("{n}") AS "{n}{COUNT}"'
                 for n in names
@@ -199,7 +223,7 @@ class Packer:
             )
             cursor.execute(
                 f"INSERT INTO means BY NAME SELECT subject, {_step(FIVE_MINUTES_MS)} AS time"
-                f"{wanted} FROM {self._read(part)} GROUP BY 1, 2"
+                f"{wanted} FROM {self._read(*pieces)} GROUP BY 1, 2"
             )
         hourly = "".join(
             f', sum("{n}" * "{n}{COUNT}") / nullif(sum("{n}{COUNT}"), 0) AS "{n}", '
@@ -237,7 +261,8 @@ class Packer:
     ) -> Part:
         """The file of what `query` finds, about `rows` rows; it does not count yet."""
         stamp = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y%m%dT%H")
-        name = f"{kind.value}/{scope.value}-{stamp}-{position:020d}.parquet"
+        hours = (end - start) // HOUR_MS
+        name = f"{kind.value}/{scope.value}-{stamp}-{hours}h-{position:020d}.parquet"
         file = self._directory / name
         beside = file.with_suffix(".tmp")
         size = min(max(rows // _GROUPS, _LEAST_ROWS), _MOST_ROWS)
@@ -266,7 +291,7 @@ class Packer:
         ]
 
     def _made(self, part: Part) -> None:
-        file = self._directory / part.file
+        file = f"{self._directory}/{part.file}"
         self._footers.forget(file)
         self._footers.footer(file)
         log.info("file written", extra={"file": part.file, "rows": part.rows, "bytes": part.bytes})
@@ -283,7 +308,7 @@ class Packer:
         waiting = []
         for file, since in self._condemned:
             if since >= 0 and now - since >= _CONDEMNED_S:
-                self._footers.forget(file)
+                self._footers.forget(str(file))
                 file.unlink(missing_ok=True)
             else:
                 waiting.append((file, since if since >= 0 else now))
@@ -301,32 +326,40 @@ class Packer:
             return False
         file = self._cold.pop()
         if file.exists():
-            self._footers.footer(file)
+            self._footers.footer(str(file))
         return True
 
-    def _read(self, part: Part) -> str:
-        return f"read_parquet({_quoted(self._directory / part.file)})"
+    def _columns(self, parts: Sequence[Part]) -> set[str]:
+        return {
+            name
+            for part in parts
+            for name in self._footers.footer(f"{self._directory}/{part.file}").columns
+        }
+
+    def _read(self, *parts: Part) -> str:
+        files = ", ".join(_quoted(self._directory / part.file) for part in parts)
+        return f"read_parquet([{files}], union_by_name = true)"
 
 
 def adopt(database: duckdb.DuckDBPyConnection, directory: Path) -> None:
     """A new database takes over the files that are there already, the newest of each."""
     database.execute("INSERT INTO meta VALUES ('made', 1)")
-    newest: dict[tuple[Kind, str, str], Path] = {}
+    newest: dict[tuple[Kind, str, str, str], Path] = {}
     for kind in Kind:
         for file in sorted((directory / kind.value).glob("*.parquet")):
             match = _NAME.fullmatch(file.name)
             if match is not None:
-                newest[kind, match[1], match[2]] = file
-    for (kind, scope, stamp), file in newest.items():
+                newest[kind, match[1], match[2], match[3]] = file
+    for (kind, scope, stamp, hours), file in newest.items():
         try:
-            rows = sum(Footers().footer(file).rows)
+            rows = sum(Footers().footer(str(file)).rows)
         except HistoryCorrupt as error:
             log.error("file left out", extra={"file": str(file), "cause": error.cause})
             file.rename(file.with_suffix(".damaged"))
             continue
         begin = datetime.strptime(stamp, "%Y%m%dT%H").replace(tzinfo=UTC)
         start = round(begin.timestamp() * 1000)
-        end = start + (HOUR_MS if kind is Kind.RAW else DAY_MS)
+        end = start + int(hours) * HOUR_MS
         name = f"{kind.value}/{file.name}"
         database.execute(
             "INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?)",

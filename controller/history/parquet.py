@@ -7,10 +7,10 @@ footer tell which of them can hold a subject. Footers are read once and remember
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from controller.history.errors import HistoryCorrupt
 from controller.history.series import Floats, Points, Query
 
-#: Footers remembered: those of two days of hours, and of some days.
-REMEMBERED = 64
+#: Footers remembered, each some MB at most: those of some days.
+REMEMBERED = 32
 #: Rows that are decoded at once.
 _LUMP = 500_000
 #: Columns beside that of the metric in down-sampled files: the largest sample and how many.
@@ -41,10 +41,10 @@ class Footers:
     """The footers read last. From any thread."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Path, _Footer] = OrderedDict()
+        self._known: OrderedDict[str, _Footer] = OrderedDict()
         self._lock = threading.Lock()
 
-    def scan(self, file: Path, query: Query, *, sampled: bool) -> Iterator[Points]:
+    def scan(self, file: str, query: Query, *, sampled: bool) -> Iterator[Points]:
         """What `query` asks for of `file`; `sampled` is whether it holds samples and not
         means. Raises HistoryCorrupt, and FileNotFoundError where it is gone."""
         footer = self.footer(file)
@@ -63,7 +63,7 @@ class Footers:
         except (pa.ArrowException, OSError) as error:
             raise _damaged(file, error) from error
 
-    def footer(self, file: Path) -> _Footer:
+    def footer(self, file: str) -> _Footer:
         """The footer of `file`."""
         with self._lock:
             known = self._known.get(file)
@@ -77,13 +77,13 @@ class Footers:
                 self._known.popitem(last=False)
         return read
 
-    def forget(self, file: Path) -> None:
+    def forget(self, file: str) -> None:
         """The file is replaced or removed."""
         with self._lock:
             self._known.pop(file, None)
 
 
-def check(file: Path) -> int:
+def check(file: str) -> int:
     """Read all of `file`; how many rows it has. Raises HistoryCorrupt."""
     try:
         with pq.ParquetFile(file) as reader:
@@ -94,25 +94,25 @@ def check(file: Path) -> int:
                 if batch.num_rows:
                     ends = [(str(batch["subject"][i]), batch["time"][i].as_py()) for i in (0, -1)]
                     if not before <= ends[0] <= ends[1]:
-                        raise HistoryCorrupt("it is not sorted", "restore it", str(file))
+                        raise HistoryCorrupt("it is not sorted", "restore it", file)
                     before = ends[1]
             return rows
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
 
 
-def _damaged(file: Path, error: Exception) -> HistoryCorrupt | FileNotFoundError:
+def _damaged(file: str, error: Exception) -> HistoryCorrupt | FileNotFoundError:
     if isinstance(error, FileNotFoundError):
         return error
     cause = str(error).partition("\n")[0]
     return HistoryCorrupt(
         f"it cannot be read: {cause}",
         "restore it from a copy, or move it away: what it holds is missing then",
-        str(file),
+        file,
     )
 
 
-def _read(file: Path) -> _Footer:
+def _read(file: str) -> _Footer:
     try:
         metadata = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
@@ -142,9 +142,12 @@ def _lumps(footer: _Footer, query: Query) -> Iterator[list[int]]:
     """Row groups that may hold what is asked for, so many at once as may be decoded."""
     lump: list[int] = []
     size = 0
-    for group, (first, last, rows) in enumerate(
-        zip(footer.first, footer.last, footer.rows, strict=True)
-    ):
+    asked = range(len(footer.rows))
+    if query.subjects is not None and len(query.subjects) == 1:
+        (only,) = query.subjects
+        asked = range(bisect_left(footer.last, only), bisect_right(footer.first, only))
+    for group in asked:
+        first, last, rows = footer.first[group], footer.last[group], footer.rows[group]
         if query.subjects is not None and not any(first <= s <= last for s in query.subjects):
             continue
         lump.append(group)
@@ -157,19 +160,19 @@ def _lumps(footer: _Footer, query: Query) -> Iterator[list[int]]:
 
 
 def _points(table: Any, metrics: Sequence[str], query: Query, sampled: bool) -> Iterator[Points]:
-    # One dictionary for all: row groups have each their own.
-    subject = table["subject"].unify_dictionaries().combine_chunks()
-    if isinstance(subject, pa.ChunkedArray):
-        if not subject.num_chunks:
-            return
-        subject = subject.chunk(0)
-    subjects = subject.dictionary.to_pylist()
-    codes = subject.indices.to_numpy()
+    if table.num_rows == 0:
+        return
+    subject = table["subject"]
+    if subject.num_chunks > 1:  # row groups have each their own dictionary
+        subject = subject.unify_dictionaries().combine_chunks()
+    encoded = subject.chunk(0) if isinstance(subject, pa.ChunkedArray) else subject
+    subjects = encoded.dictionary.to_pylist()
+    codes = encoded.indices.to_numpy()
     times = table["time"].to_numpy()
     keep = (times >= query.start) & (times < query.end)
     if query.subjects is not None:
         asked = [code for code, name in enumerate(subjects) if name in query.subjects]
-        keep &= np.isin(codes, asked)
+        keep &= codes == asked[0] if len(asked) == 1 else np.isin(codes, asked)
     at = np.flatnonzero(keep)
     if not len(at):
         return

@@ -3,7 +3,7 @@ those are coarse enough to answer it, or where the samples are no longer kept.""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,13 +12,17 @@ from controller.model.metrics import Scope
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+#: Hours that are over are joined into files of so many, four a day.
+SPAN_MS = 6 * HOUR_MS
 FIVE_MINUTES_MS = 300_000
+#: Files of one span beyond which those of late samples are joined with the others.
+_MOST_BESIDE = 3
 
 
 class Kind(StrEnum):
     """What a file holds."""
 
-    #: Samples of an hour.
+    #: Samples of an hour, or of SPAN_MS.
     RAW = "raw"
     #: Means, maxima and counts over 5 minutes, of a day.
     FIVE = "five"
@@ -83,6 +87,22 @@ def preference(step: int | None) -> Sequence[Kind]:
     if step is not None and step % FIVE_MINUTES_MS == 0:
         return (Kind.FIVE, Kind.RAW, Kind.HOUR)
     return (Kind.RAW, Kind.FIVE, Kind.HOUR)
+
+
+def to_join(parts: Iterable[Part], hot: Collection[tuple[Scope, int]], before: int) -> list[Part]:
+    """The files of samples that should become one: those of a span that ended `before` and is
+    wholly packed, where they were not joined yet or too many came late."""
+    spans: dict[tuple[Scope, int], list[Part]] = {}
+    for part in parts:
+        if part.kind is Kind.RAW and part.end <= before:
+            spans.setdefault((part.scope, part.start // SPAN_MS), []).append(part)
+    still = {(scope, hour // SPAN_MS) for scope, hour in hot}
+    for key, found in spans.items():
+        joined = any(part.end - part.start == SPAN_MS for part in found)
+        over = (key[1] + 1) * SPAN_MS <= before
+        if over and key not in still and len(found) > (_MOST_BESIDE if joined else 1):
+            return found
+    return []
 
 
 @dataclass(frozen=True, slots=True)

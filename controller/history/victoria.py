@@ -102,7 +102,7 @@ class VictoriaEngine:
 
     def status(self) -> EngineStatus:
         """Where it is: it does not tell cheaply what it holds."""
-        return EngineStatus("victoriametrics", self._place, None, None, None)
+        return EngineStatus("victoriametrics", self._place, None, None, None, None)
 
     def close(self) -> None:
         """End the connections."""
