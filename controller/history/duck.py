@@ -170,7 +170,8 @@ class DuckEngine:
         with self._transaction(read=True) as cursor:
             found = cursor.execute(
                 "SELECT min(start), max(stop), sum(bytes), sum(hot) FROM "
-                "(SELECT start, stop, bytes, 0 AS hot FROM part UNION ALL SELECT hour, hour + ?, 0, 1 FROM hot)",
+                "(SELECT start, stop, bytes, 0 AS hot FROM part "
+                "UNION ALL SELECT hour, hour + ?, 0, 1 FROM hot)",
                 [HOUR_MS],
             ).fetchall()
         oldest, newest, size, hot = found[0]
