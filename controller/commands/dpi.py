@@ -96,6 +96,7 @@ def train(
     ] = "ndpi",
     policy: Policy = policies.DEFAULT,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 1,
+    trees: Annotated[int, typer.Option(min=1, max=2_000, help="How many decide.")] = 150,
     as_json: Json = False,
 ) -> None:
     """Train the behavioural classifier on labelled captures, and tell how good it is.
@@ -115,7 +116,7 @@ def train(
             told = category or _label_of(listed or [], file.name)
             samples += training.samples(file.name, worker.identify(file).verdicts, told)
     try:
-        trained = training.train(samples, seed, rules.behaviour.answer_from)
+        trained = training.train(samples, seed, rules.behaviour.answer_from, trees)
     except training.TrainingError as error:
         raise Failure(str(error), "Give more captures.") from error
     try:

@@ -160,7 +160,7 @@ class Model:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())
                 arrays = {name: file[name] for name in _ARRAYS}
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ModelError(f"is no model of applications: {error}") from error
         if about.get("version") != VERSION or about.get("features") != list(FEATURES):
             raise ModelError("was made for other features; train it again")

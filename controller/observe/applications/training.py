@@ -25,7 +25,6 @@ _PER_CAPTURE = 200
 #: What has fewer captures or flows cannot be told from the capture that it is in.
 _LEAST_CAPTURES, _LEAST_FLOWS = 3, 8
 _FOLDS = 5
-_TREES = 150
 
 
 class TrainingError(Exception):
@@ -92,8 +91,9 @@ def confirmed_category(verdict: Verdict) -> str | None:
     return verdict.category
 
 
-def train(given: Sequence[Sample], seed: int, answer_from: float) -> Trained:
-    """Fit, calibrate and judge. Raises TrainingError where there is too little to learn from."""
+def train(given: Sequence[Sample], seed: int, answer_from: float, trees: int) -> Trained:
+    """Fit, calibrate and judge forests of so many trees. Raises TrainingError where there is
+    too little to learn from."""
     kept, left_out = _enough(given)
     captures = {s.capture for s in kept}
     if len({s.category for s in kept}) < 2 or len(captures) < 2 * _FOLDS:
@@ -105,9 +105,11 @@ def train(given: Sequence[Sample], seed: int, answer_from: float) -> Trained:
     groups = [s.capture for s in kept]
     split = GroupShuffleSplit(1, test_size=0.25, random_state=seed)
     learn, judge = next(split.split(kept, groups=groups))
-    report = _judge(_fit([kept[i] for i in learn], seed), [kept[i] for i in judge], answer_from)
+    report = _judge(
+        _fit([kept[i] for i in learn], seed, trees), [kept[i] for i in judge], answer_from
+    )
     flows = Counter(s.category for s in kept)
-    return Trained(_fit(kept, seed), report, dict(sorted(flows.items())), left_out)
+    return Trained(_fit(kept, seed, trees), report, dict(sorted(flows.items())), left_out)
 
 
 def _enough(given: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
@@ -120,18 +122,18 @@ def _enough(given: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
     return [s for s in given if s.category in kept], left_out
 
 
-def _fit(given: Sequence[Sample], seed: int) -> Model:
+def _fit(given: Sequence[Sample], seed: int, trees: int) -> Model:
     """A forest of all samples, calibrated by forests of parts that answer for the others."""
     values, categories, groups = _arrays(given)
     flows = Counter(groups.tolist())
     # Many flows of one capture tell little more than a few of them.
     weights = np.array([flows[group] ** -0.5 for group in groups.tolist()])
-    forest = _forest(seed).fit(values, categories, weights)
+    forest = _forest(seed, trees).fit(values, categories, weights)
     votes = np.zeros(len(given))
     correct = np.zeros(len(given))
     folds = GroupKFold(min(_FOLDS, len(set(groups))))
     for learn, judge in folds.split(values, categories, groups):
-        part = _forest(seed).fit(values[learn], categories[learn], weights[learn])
+        part = _forest(seed, trees).fit(values[learn], categories[learn], weights[learn])
         told = part.predict_proba(values[judge])
         best = told.argmax(axis=1)
         votes[judge] = told.max(axis=1)
@@ -140,8 +142,8 @@ def _fit(given: Sequence[Sample], seed: int) -> Model:
     return _model(forest, curve.X_thresholds_, curve.y_thresholds_)
 
 
-def _forest(seed: int) -> ExtraTreesClassifier:
-    return ExtraTreesClassifier(_TREES, min_samples_leaf=5, random_state=seed, n_jobs=1)
+def _forest(seed: int, trees: int) -> ExtraTreesClassifier:
+    return ExtraTreesClassifier(trees, min_samples_leaf=5, random_state=seed, n_jobs=1)
 
 
 def _arrays(

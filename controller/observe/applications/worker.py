@@ -105,7 +105,7 @@ class Worker:
         self._naming = naming
         self._limits = limits
         self._clock = clock
-        self._model = model
+        self._model = None if model is None else _checked(model)
         self._hang_s = hang_s
         self._module = module
         self._poisoned: OrderedDict[Key, None] = OrderedDict()
@@ -384,6 +384,19 @@ class Worker:
             if self._clock() >= until:
                 raise WorkerError(f"the worker has not answered within {timeout_s:g} s")
             select.select([child.channel] if child else [], [], [], 0.1)
+
+
+def _checked(model: Path) -> Path:
+    """The path of a model that can be used. Raises WorkerError."""
+    from .model import Model, ModelError  # numpy, which without a model is not needed
+
+    try:
+        Model.from_bytes(model.read_bytes())
+    except OSError as error:
+        raise WorkerError(f"{model}: cannot be read: {error.strerror}") from error
+    except ModelError as error:
+        raise WorkerError(f"{model}: {error}") from error
+    return model
 
 
 def _pause(crashes: deque[float], now: float) -> float:
