@@ -24,6 +24,7 @@ code_packages=(
     mount
     git                 # to see which files a run left in the tree
     postgresql          # the store on its other engine: tests start a server of their own
+    victoria-metrics    # the history on its other engine: the same
 )
 labs_packages=(
     openvswitch-switch
