@@ -21,6 +21,7 @@ BENCHMARKS = {
     "failover": True,
     "frameworks": True,
     "dpi": False,
+    "ingest": False,
     "bulk": True,
 }
 
