@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -242,6 +244,39 @@ def test_the_process_ends_with_who_started_it() -> None:
         look(made, traffic.tcp(80, traffic.HTTP))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+UNDER_EVENTLET = """
+import eventlet; eventlet.monkey_patch()
+import time
+from controller.observe.applications import policy
+from controller.observe.applications.worker import Worker
+from tests.unit import applications_traffic as traffic
+rules, turns, verdicts = policy.load(), [], []
+def turn():
+    while True:
+        eventlet.sleep(0.001)
+        turns.append(1)
+eventlet.spawn(turn)
+with Worker(rules.naming(), rules.limits(), time.monotonic) as worker:
+    for frame in traffic.tcp(7777, traffic.HTTP):
+        worker.feed(0, frame.time, frame.data)
+    while not verdicts:
+        verdicts = worker.poll()
+        eventlet.sleep(0.01)
+    print(verdicts[0].application, worker.counters.crashes, len(turns) > 1)
+"""
+
+
+def test_it_works_under_eventlet() -> None:
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", UNDER_EVENTLET],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert told.stdout == "HTTP 0 True\n", told.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")

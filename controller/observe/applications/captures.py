@@ -54,7 +54,6 @@ class Capture:
         magic = bytes(data[:4])
         if magic not in _PCAP and magic != _SECTION:
             raise CaptureError(f"{name}: neither pcap nor pcapng; name a file made by tcpdump -w")
-        self.name = name
         self.trouble = ""
         self._data = data
         self._ng = magic == _SECTION

@@ -163,6 +163,7 @@ def main(words: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this decides when it ends
     seldom_collect()
     channel = socket.socket(fileno=int(words[0]))
+    channel.setblocking(True)  # eventlet makes sockets that do not
     page = mmap.mmap(int(words[1]), mmap.PAGESIZE)
     channel.send(wire.READY)
     try:

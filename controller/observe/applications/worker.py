@@ -178,10 +178,6 @@ class Worker:
             crashed += [key for key in self._poisoned if key not in before]
         raise WorkerError(f"{path}: nDPI crashed {_MAX_CRASHES} times; report it to ntop")
 
-    def fileno(self) -> int:
-        """A descriptor that can be read from where `poll` has something to do."""
-        return self._running().channel.fileno() if self._child else -1
-
     @property
     def pid(self) -> int | None:
         """The process, while it runs."""
