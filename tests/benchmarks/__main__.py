@@ -23,6 +23,7 @@ BENCHMARKS = {
     "dpi": False,
     "ingest": False,
     "bulk": True,
+    "store": False,
 }
 
 
