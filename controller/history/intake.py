@@ -90,6 +90,7 @@ class Intake:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._unsaved = SEGMENT_BYTES if saved < books.position else 0
         self._saved_at = time.monotonic()
+        self._now = 0.0
         #: Position of the books that are saved: the log before it is not needed for them.
         self.saved = saved
         #: Batches by outcome, and samples refused by reason, since the start.
@@ -127,10 +128,11 @@ class Intake:
                     break
                 group.append(another)
             self._do(group)
+            self._now = group[-1].now
             if self._unsaved >= SEGMENT_BYTES or time.monotonic() - self._saved_at >= BOOKS_S:
-                self._save(group[-1].now)
+                self._save()
             job = None if last else self._jobs.get()
-        self._save(time.time())
+        self._save()
 
     def _do(self, group: list[_Job]) -> None:
         before: list[Books] = []
@@ -216,9 +218,10 @@ class Intake:
                 str(place),
             )
 
-    def _save(self, now: float) -> None:
+    def _save(self) -> None:
         self._saved_at = time.monotonic()
-        self._books.forget(round(now * 1000) - 2 * self._limits.late_ms)
+        # Twice as old as what is taken, as of the last batch.
+        self._books.forget(round(self._now * 1000) - 2 * self._limits.late_ms)
         self._offsets.forget(set(self._books.senders))
         if self._books.position == self.saved:
             return
