@@ -1,4 +1,4 @@
-"""The worker's process with an nDPI that crashes or hangs at certain packets."""
+"""The worker's process with an nDPI that crashes, hangs or lies at certain packets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from controller.observe.applications import process
 from controller.observe.applications.engine import Engine
 
 CRASH, HANG, CRASH_AT_END = b"make it crash", b"make it hang", b"crash at the end"
+#: Ends without a flow to blame; says what no worker says.
+EXIT, LIE = b"make it exit", b"make it lie"
 
 
 class Fragile(Engine):
@@ -18,6 +20,7 @@ class Fragile(Engine):
     def __init__(self) -> None:
         super().__init__()
         self._later: set[int] = set()
+        self._exiting: set[int] = set()
 
     def begin(self, at, packet, frame):  # type: ignore[no-untyped-def]
         flow = super().begin(at, packet, frame)
@@ -27,6 +30,11 @@ class Fragile(Engine):
     def more(self, flow, at, packet, frame):  # type: ignore[no-untyped-def]
         self._look(flow, frame)
         super().more(flow, at, packet, frame)
+
+    def decided(self, flow):  # type: ignore[no-untyped-def]
+        if id(flow) in self._exiting:
+            os._exit(3)
+        return super().decided(flow)
 
     def end(self, flow):  # type: ignore[no-untyped-def]
         if id(flow) in self._later:
@@ -40,8 +48,20 @@ class Fragile(Engine):
             signal.pause()
         if CRASH_AT_END in frame:
             self._later.add(id(flow))
+        if EXIT in frame:
+            self._exiting.add(id(flow))
+
+
+class Liar(process.Process):
+    """Says nonsense."""
+
+    def _carry_out(self, kind, message, descriptors):  # type: ignore[no-untyped-def]
+        if LIE in message:
+            self._channel.send(b'V[["what?"]]')
+        return super()._carry_out(kind, message, descriptors)
 
 
 if __name__ == "__main__":
     process.Engine = Fragile  # type: ignore[misc]
+    process.Process = Liar  # type: ignore[misc]
     process.main(sys.argv[1:])

@@ -196,6 +196,16 @@ def test_a_crash_in_a_capture(fragile: Worker, tmp_path: Path) -> None:
     assert fragile.counters.crashes == 2
 
 
+@pytest.mark.parametrize("fault", [crashing_process.EXIT, crashing_process.LIE])
+def test_frames_that_end_it_without_blame_are_dropped(fragile: Worker, fault: bytes) -> None:
+    fatal = traffic.tcp(6666, [(True, fault)])
+    assert look(fragile, fatal) == []
+    assert fragile.counters.crashes == 2
+    assert fragile.counters.dropped == len(fatal)
+    (good,) = look(fragile, traffic.tcp(7777, traffic.HTTP))
+    assert good.application == "HTTP"
+
+
 def test_many_crashes_make_it_wait(fragile: Worker) -> None:
     for number in range(4):
         fatal = traffic.tcp(6000 + number, [(True, crashing_process.CRASH)])

@@ -63,7 +63,7 @@ class Limits:
     #: Packets of a flow that are looked at.
     packets: int = 10
     #: Flows that are kept, and seconds without a packet after which one is over.
-    flows: int = 65_536
+    flows: int = 32_768
     idle_s: float = 30.0
     #: Verdicts say the sizes and times of as many packets, also where fewer were enough.
     traces: bool = False

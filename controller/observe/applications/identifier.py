@@ -61,6 +61,8 @@ class Identifier:
     def _found(self, verdicts: list[Verdict], now: float) -> Found:
         found = Found([], [])
         for verdict in verdicts:
+            if not 0 <= verdict.scope < len(self._tenants):
+                continue  # none that we gave: the worker is not to be believed
             vm = self._whose(self._tenants[verdict.scope], verdict.responder)
             if vm is None:
                 continue

@@ -27,6 +27,8 @@ from .frames import Packet
 
 #: "nobody" on Debian (Policy, section 9.2.2).
 _NOBODY = 65_534
+#: Frames of a capture after which something is said in any case.
+_SIGN_OF_LIFE = 50_000
 
 
 class Noted:
@@ -109,10 +111,12 @@ class Process:
         try:
             with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
                 capture = Capture(data, "the capture")
-                for frame in capture:
+                for number, frame in enumerate(capture, 1):
                     table.feed(0, frame.time, frame.link, frame.data)
                     if len(table.verdicts) >= wire.VERDICTS_A_MESSAGE:
                         self._report()
+                    elif number % _SIGN_OF_LIFE == 0:
+                        self._channel.send(wire.verdicts_message(()))
                 table.finish()
                 return capture.trouble
         except (CaptureError, ValueError) as error:

@@ -165,8 +165,17 @@ def done_of(message: bytes) -> Done:
 
 def _verdict(row: list[Any]) -> Verdict:
     values = dict(zip(Verdict._fields, row, strict=True))
-    values["initiator"] = Endpoint(*values["initiator"])
-    values["responder"] = Endpoint(*values["responder"])
+    for name in ("scope", "vlan", "packets"):
+        values[name] = int(values[name])
+    for name in ("protocol", "application", "category", "method", "server_name"):
+        values[name] = str(values[name])
+    for name in ("confidence", "first_seen"):
+        values[name] = float(values[name])
+    for name in ("handshake_s", "response_s"):
+        values[name] = None if values[name] is None else float(values[name])
+    for name in ("initiator", "responder"):
+        address, port, mac = values[name]
+        values[name] = Endpoint(str(address), int(port), str(mac))
     values["direction"] = Direction(values["direction"])
     values["kind"] = Kind(values["kind"])
     values["category_kind"] = Kind(values["category_kind"])

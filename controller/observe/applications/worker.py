@@ -9,28 +9,30 @@ under asyncio and eventlet alike: call `feed` for each frame, and `poll` now and
 
 from __future__ import annotations
 
-import mmap
-import os
+import logging
 import select
 import socket
-import subprocess
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import wire
 from .captures import Capture, CaptureError, Frame
+from .child import Child
 from .flows import Counters, Key, Limits
 from .frames import ETHERNET
 from .naming import Naming
 from .records import Verdict
 
+log = logging.getLogger(__name__)
+
 #: Messages that may be unanswered before frames are dropped: 16 times 64 KiB.
 _WINDOW = 16
 #: A worker that has not answered for so long (s) hangs.
 HANG_S = 20.0
+#: Frames at which so many workers ended, without a flow to blame, are dropped.
+_TRIES = 2
 #: Flows that are remembered to have crashed nDPI.
 _POISONED = 256
 #: After n crashes within so many seconds, the next start waits for 2^(n-3) s, a minute at most.
@@ -70,19 +72,6 @@ class Identified:
     cpu_s: float
 
 
-@dataclass(slots=True)
-class _Child:
-    """A running worker process."""
-
-    process: subprocess.Popen[bytes]
-    channel: socket.socket
-    page: mmap.mmap
-    #: Orders without an answer: number to message.
-    open: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
-    #: When it was last known to be alive and working.
-    heard: float = 0.0
-
-
 class Worker:
     """A process that looks into packets, seen from outside.
 
@@ -112,10 +101,14 @@ class Worker:
         self._crashes: deque[float] = deque(maxlen=16)
         self._batch = wire.Batch()
         self._number = 0
-        self._again: deque[bytes] = deque()
+        self._again: deque[tuple[bytes, int]] = deque()
         self._verdicts: list[Verdict] = []
         self._answers: dict[int, wire.Done] = {}
-        self._child: _Child | None = self._start()
+        self._child: Child | None = None
+        try:
+            self._child = self._start()
+        except OSError as error:
+            raise WorkerError(f"the worker cannot be started: {error.strerror}") from error
 
     def feed(self, scope: int, time: float, frame: bytes, link: int = ETHERNET) -> bool:
         """Give a frame to the worker; False where it had to be dropped.
@@ -186,7 +179,7 @@ class Worker:
     def close(self) -> None:
         """End the worker. Frames that it has not looked at are lost."""
         if self._child is not None:
-            self._end(self._child)
+            self._child.end()
             self._child = None
 
     def __enter__(self) -> Worker:
@@ -197,49 +190,15 @@ class Worker:
 
     # The process.
 
-    def _start(self) -> _Child:
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        descriptor = os.memfd_create("pleach-dpi")
-        os.ftruncate(descriptor, mmap.PAGESIZE)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(its.fileno()), str(descriptor)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(its.fileno(), descriptor),
-            )
-            page = mmap.mmap(descriptor, mmap.PAGESIZE)
-        finally:
-            its.close()
-            os.close(descriptor)
-        ours.setblocking(False)
-        child = _Child(process, ours, page, heard=self._clock())
-        self._configure(child)
-        return child
-
-    def _configure(self, child: _Child) -> None:
+    def _start(self) -> Child:
         self._number += 1
         body = wire.configuration(self._limits, self._naming, self._poisoned)
         message = wire.order(wire.CONFIGURE, self._number, body)
-        child.open[self._number] = message
-        if self._model is None:
-            child.channel.send(message)
-            return
-        try:
-            with self._model.open("rb") as file:
-                socket.send_fds(child.channel, [message], [file.fileno()])
-        except OSError as error:
-            self._end(child)
-            raise WorkerError(f"{self._model}: cannot be read: {error.strerror}") from error
+        child = Child.start(self._module, message, self._model, self._clock())
+        child.open[self._number] = (message, 1)
+        return child
 
-    def _end(self, child: _Child) -> None:
-        child.channel.close()
-        if child.process.poll() is None:
-            child.process.kill()
-        child.process.wait()
-        child.page.close()
-
-    def _running(self) -> _Child:
+    def _running(self) -> Child:
         if self._child is None:
             raise WorkerError("the worker is not running; it will be started again by poll()")
         return self._child
@@ -254,28 +213,40 @@ class Worker:
             self._bury(child, now)
         if self._crashes and now < self._crashes[-1] + _pause(self._crashes, now):
             return
-        self._child = self._start()
+        try:
+            self._child = self._start()
+        except OSError as error:
+            self._crashes.append(now)
+            log.warning("the DPI worker cannot be started", extra={"error": str(error)})
 
-    def _hangs(self, child: _Child, now: float) -> bool:
+    def _hangs(self, child: Child, now: float) -> bool:
         if not child.open or now - child.heard < self._hang_s:
             return False
         self.counters.hangs += 1
         return True
 
-    def _bury(self, child: _Child, now: float) -> None:
+    def _bury(self, child: Child, now: float) -> None:
         """Take over what an ended worker leaves: whom it was looking at, and what it owed."""
         self._child = None
-        if child.process.poll() is not None:
+        status = child.process.poll()
+        if status is not None:
             self.counters.crashes += 1
         self._crashes.append(now)
-        blamed = wire.unpack_key(child.page[: wire.KEY_SIZE])
+        blamed = child.blamed()
         if blamed is not None:
             self._poisoned[blamed] = None
             if len(self._poisoned) > _POISONED:
                 self._poisoned.popitem(last=False)
-        owed = [m for m in child.open.values() if m[:1] == wire.FRAMES]
+        owed = [order for order in child.open.values() if order[0][:1] == wire.FRAMES]
+        if blamed is None and owed and owed[0][1] >= _TRIES:
+            self.counters.dropped += sum(1 for _ in wire.frames_of(owed[0][0]))
+            del owed[0]
         self._again.extendleft(reversed(owed))
-        self._end(child)
+        child.end()
+        log.warning(
+            "the DPI worker ended" if status is not None else "the DPI worker hung",
+            extra={"status": status, "flow": str(blamed) if blamed else None},
+        )
 
     # Messages.
 
@@ -284,7 +255,7 @@ class Worker:
         self._number += 1
         message = wire.order(kind, self._number)
         child.heard = self._clock()
-        child.open[self._number] = message
+        child.open[self._number] = (message, 1)
         try:
             if descriptor is None:
                 child.channel.send(message)
@@ -305,12 +276,13 @@ class Worker:
     def _send_again(self) -> None:
         while self._again:
             self._number += 1
-            message = wire.renumbered(self._again[0], self._number)
-            if not self._send(self._number, message):
+            message, tries = self._again[0]
+            again = wire.renumbered(message, self._number)
+            if not self._send(self._number, again, tries + 1):
                 return
             self._again.popleft()
 
-    def _send(self, number: int, message: bytes) -> bool:
+    def _send(self, number: int, message: bytes, tries: int = 1) -> bool:
         child = self._child
         if child is None or len(child.open) >= _WINDOW:
             return False
@@ -320,7 +292,7 @@ class Worker:
             return False
         if not child.open:
             child.heard = self._clock()
-        child.open[number] = message
+        child.open[number] = (message, tries)
         return True
 
     def _hear(self) -> None:
@@ -334,19 +306,25 @@ class Worker:
             except ConnectionResetError:
                 return  # `_mend` sees that it ended
             if not message:
-                child.process.wait()
+                child.kill()  # it has said its last
                 return
             child.heard = self._clock()
-            self._take(child, message)
+            try:
+                self._take(child, message)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                # Not what it is made to say: it is no longer what it was.
+                log.warning("the DPI worker talks nonsense", extra={"said": repr(message[:100])})
+                child.kill()
+                return
 
-    def _take(self, child: _Child, message: bytes) -> None:
+    def _take(self, child: Child, message: bytes) -> None:
         kind = message[:1]
         if kind == wire.VERDICTS:
             self._verdicts += wire.verdicts_of(message)
         elif kind == wire.DONE:
             done = wire.done_of(message)
             self.told = done.counters
-            order = child.open.pop(done.number, b"")
+            order, _ = child.open.pop(done.number, (b"", 0))
             if order[:1] not in (wire.FRAMES, wire.CONFIGURE):
                 self._answers[done.number] = done
 
