@@ -185,7 +185,7 @@ def _bucket(number: int, bucket: Bucket, kind: GroupType) -> bytes:
         properties = _WEIGHT.pack(BUCKET_WEIGHT, 8, bucket.weight)
     if bucket.watch_port is not None:
         properties += _WATCH.pack(BUCKET_WATCH_PORT, 8, bucket.watch_port)
-    length = fitting(BUCKET.size + len(actions) + len(properties), f"bucket {number}")
+    length = fitting(BUCKET.size + len(actions) + len(properties), "bucket", number)
     return BUCKET.pack(length, len(actions), number) + actions + properties
 
 
@@ -206,7 +206,7 @@ def group_mod(xid: int, change: Change, group: Group) -> bytes:
         buckets = b"".join(
             [_bucket(number, bucket, group.type) for number, bucket in enumerate(group.buckets)]
         )
-        size = fitting(len(buckets), f"buckets of group {group.id}")
+        size = fitting(len(buckets), "buckets of group", group.id)
         body = _GROUP_MOD.pack(change, group.type, group.id, size, _ALL_BUCKETS) + buckets
         if group.hash_fields:
             body += _selection(group.hash_fields)

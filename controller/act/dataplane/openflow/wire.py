@@ -111,10 +111,12 @@ def message(kind: int, xid: int, body: bytes) -> bytes:
     return HEADER.pack(VERSION, kind, length, xid) + body
 
 
-def fitting(length: int, what: str) -> int:
-    """`length` if a 16-bit length field holds it, ValueError naming `what` if not."""
+def fitting(length: int, what: str, number: int | None = None) -> int:
+    """`length` if a 16-bit length field holds it, ValueError naming `what` (and its `number`) if
+    not."""
     if length > MAX_MESSAGE:
-        raise ValueError(f"{what}: {length} bytes, at most {MAX_MESSAGE} fit into one message")
+        named = what if number is None else f"{what} {number}"
+        raise ValueError(f"{named}: {length} bytes, at most {MAX_MESSAGE} fit into one message")
     return length
 
 
