@@ -179,8 +179,9 @@ class Postgresql:
     def _connect(self) -> PostgresqlConnection:
         """A new connection. StoreUnavailable where there is none, or just was none."""
         with self._lock:
-            if self._refused is not None and time.monotonic() < self._not_before:
-                raise self._refused
+            refused = self._refused
+            if refused is not None and time.monotonic() < self._not_before:
+                raise type(refused)(refused.place, refused.cause, refused.mend)
         try:
             connection = connect(self._said, self.busy_timeout_s)
         except psycopg.Error as error:

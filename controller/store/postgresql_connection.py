@@ -20,7 +20,8 @@ from controller.store.errors import StoreUnavailable
 
 T = TypeVar("T")
 
-#: Seconds after which a server that is connected and does not answer counts as lost.
+#: Seconds after which a server that is connected and does not answer counts as lost, beside
+#: those for which it may keep somebody waiting for a lock.
 ANSWER_S = 30.0
 #: Seconds after which the server ends a transaction in which nothing comes from its writer any
 #: more, so that a writer whose machine is gone does not keep others from writing.
@@ -43,10 +44,13 @@ _DEFAULTS = {
 class PostgresqlConnection(psycopg.Connection[Any]):
     """A connection in autocommit mode: transactions are begun by a statement."""
 
+    #: Seconds to wait for an answer.
+    patience_s = ANSWER_S
+
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for the server; others go on meanwhile. OperationalError, and the connection
-        closed, where it does not answer for ANSWER_S."""
-        limit = ANSWER_S if timeout is None else timeout
+        closed, where it does not answer for `patience_s`."""
+        limit = self.patience_s if timeout is None else timeout
         try:
             if hasattr(select, "poll"):
                 return super().wait(gen, interval, limit)
@@ -89,6 +93,7 @@ def parameters(url: str) -> dict[str, Any]:
 def connect(said: dict[str, Any], lock_timeout_s: float) -> PostgresqlConnection:
     """A connection by what `parameters` gave. psycopg.Error where there is none."""
     connection = PostgresqlConnection.connect(**said, autocommit=True)
+    connection.patience_s = ANSWER_S + lock_timeout_s
     try:
         connection.execute(
             f"SET lock_timeout = {max(1, int(lock_timeout_s * 1000))}; "

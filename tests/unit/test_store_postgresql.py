@@ -165,17 +165,17 @@ def test_a_server_that_is_away_is_not_asked_by_everybody(
 def test_a_server_that_does_not_answer_is_given_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(postgresql_connection, "ANSWER_S", -1.8)
+    store._engine.dispose()
     put(store, "x")
     with store._engine.connect() as connection:
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-    monkeypatch.setattr(postgresql_connection, "ANSWER_S", 0.2)
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.2 s"):
             put(store, "y")
     finally:
         os.kill(pid, signal.SIGCONT)
-    monkeypatch.undo()
     put(store, "z")
     assert names(store) == {"t": "z"}
 
