@@ -210,11 +210,14 @@ def test_a_known_flow_is_recognised_without_decoding() -> None:
     frame = bytes(ETHER / INNER)
     packet = decode(1, frame)
     assert packet is not None
-    assert frames.shortcut(packet[:6]) == frames.brief(frame)
+    assert frames.plain_ends(packet[:6]) == frame[frames.ENDS]
+    assert frames.is_plain(frame, 6)
+    assert not frames.is_plain(frame, 17)
     tagged = decode(1, bytes(ETHER / Dot1Q(vlan=5) / INNER))
     assert tagged is not None
-    assert frames.shortcut(tagged[:6]) is None
-    assert frames.shortcut((17, bytes(4), bytes(4), 1, 4789, 0)) is None
+    assert frames.plain_ends(tagged[:6]) is None
+    assert not frames.is_plain(bytes(ETHER / Dot1Q(vlan=5) / INNER), 6)
+    assert frames.plain_ends((17, bytes(4), bytes(4), 1, 4789, 0)) is None
 
 
 def test_flags() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Protocol
 
-from .frames import ACK, ETHERNET, SYN, TCP, UDP, Packet, brief, decode, shortcut
+from .frames import ACK, ENDS, ETHERNET, SYN, TCP, UDP, Packet, decode, is_plain, plain_ends
 from .naming import NDPI_UNKNOWN, Naming
 from .records import UNKNOWN, Direction, Endpoint, Kind, Verdict
 
@@ -112,8 +112,10 @@ class FlowTable:
         self._behaviour = behaviour
         self._poisoned = frozenset(poisoned)
         self._flows: dict[Key, _Flow] = {}
-        #: Flows of which nothing more is to be learned, by scope and `brief`.
-        self._told: dict[tuple[int, bytes], _Flow] = {}
+        #: Flows of which nothing more is to be learned, by the addresses and ports of plain
+        #: frames. Where two have the same ones, frames of the other are decoded as any.
+        self._told: dict[bytes, _Flow] = {}
+        self._categories: dict[tuple[str, str], str] = {}
         self._open = 0
         self._now = 0.0
         self._swept = 0.0
@@ -123,8 +125,8 @@ class FlowTable:
         counters = self.counters
         counters.frames += 1
         if link == ETHERNET:
-            told = self._told.get((scope, brief(frame)))
-            if told is not None:
+            told = self._told.get(frame[ENDS])
+            if told is not None and told.is_of(scope, frame):
                 told.last = time
                 return
         packet = decode(link, frame)
@@ -197,8 +199,9 @@ class FlowTable:
         self._conclude(flow)
         for key in (flow.key, flow.reverse):
             self._flows.pop(key, None)
-        for brief_key in flow.briefs:
-            self._told.pop(brief_key, None)
+            ends = plain_ends(key[1])
+            if ends is not None and self._told.get(ends) is flow:
+                del self._told[ends]
         self._open -= 1
 
     def _conclude(self, flow: _Flow) -> None:
@@ -212,13 +215,10 @@ class FlowTable:
 
     def _tell(self, flow: _Flow, finding: Finding | None) -> None:
         flow.told = True
-        scope, packet = flow.key
-        there = shortcut(packet)
-        if there is not None:
-            # The other direction has source and destination changed for each other.
-            back = there[:4] + there[8:12] + there[4:8] + there[14:] + there[12:14]
-            flow.briefs = ((scope, there), (scope, back))
-            self._told[scope, there] = self._told[scope, back] = flow
+        for _, packet in (flow.key, flow.reverse):
+            ends = plain_ends(packet)
+            if ends is not None:
+                self._told[ends] = flow
         self.verdicts.append(self._verdict(flow, finding))
         flow.release()
 
@@ -232,7 +232,7 @@ class FlowTable:
         forward, direction = self._direction(flow, protocol, sport, dport)
         initiator, responder = ends if forward else ends[::-1]
         application, kind, method = self._named(finding, protocol, responder.port)
-        category = self._naming.category(application, finding.category if finding else "")
+        category = self._category(application, finding.category if finding else "")
         category_kind, confidence = kind, 0.0 if kind is Kind.UNKNOWN else 1.0
         trace = flow.trace if forward else [(at, -size) for at, size in flow.trace]
         behaved = self._behaved(protocol, trace, application, kind)
@@ -261,6 +261,13 @@ class FlowTable:
             flow.response_s if forward == flow.forward else None,
             tuple(trace) if self._limits.traces else (),
         )
+
+    def _category(self, application: str, ndpi: str) -> str:
+        known = self._categories.get((application, ndpi))
+        if known is None:
+            known = self._naming.category(application, ndpi)
+            self._categories[application, ndpi] = known
+        return known
 
     def _direction(
         self, flow: _Flow, protocol: str, sport: int, dport: int
@@ -304,7 +311,6 @@ class _Flow:
     __slots__ = (
         "acked",
         "asked",
-        "briefs",
         "decided_at",
         "direction",
         "finding",
@@ -327,8 +333,6 @@ class _Flow:
         self.key = key
         self.reverse = reverse
         self.macs = (b"", b"")
-        #: Under what a told flow is found without decoding.
-        self.briefs: tuple[tuple[int, bytes], ...] = ()
         self.native: Any = None
         self.finding: Finding | None = None
         self.decided_at = 0
@@ -375,6 +379,10 @@ class _Flow:
             self.acked = time
             if self.syn is not None and time >= self.syn:
                 self.handshake_s = time - self.syn
+
+    def is_of(self, scope: int, frame: bytes) -> bool:
+        """Whether a frame with the addresses and ports of this flow is of it."""
+        return self.key[0] == scope and is_plain(frame, self.key[1][0])
 
     def release(self) -> None:
         """Let go of what only looking needed."""

@@ -17,6 +17,8 @@ RAW_IP = 101
 
 TCP, UDP = 6, 17
 SYN, ACK = 0x02, 0x10
+#: Where addresses and ports stand in a plain frame; see `plain_ends`.
+ENDS = slice(26, 38)
 
 _IPV4, _IPV6, _BRIDGED, _GRE_PPP = 0x0800, 0x86DD, 0x6558, 0x880B
 _VLANS = frozenset({0x8100, 0x88A8, 0x9100})
@@ -37,7 +39,8 @@ _ipv4 = struct.Struct("!xxHxxHxB").unpack_from
 _tcp = struct.Struct("!HH8xBB").unpack_from
 _udp = struct.Struct("!HHH").unpack_from
 #: Ethernet and IPv4 without options, as most frames are.
-_short = struct.Struct("!HBB4s4sHH").pack
+_ends = struct.Struct("!4s4sHH").pack
+_PLAIN = b"\x08\x00\x45"
 _common = struct.Struct("!12xHBxHxxHxBxx4s4s").unpack_from
 
 
@@ -80,21 +83,21 @@ def decode(link: int, frame: bytes) -> Packet | None:
         return None
 
 
-def shortcut(packet: tuple[int, bytes, bytes, int, int, int]) -> bytes | None:
-    """What `brief` gives for the frames of a packet that begins with these six fields, if these
-    can be told by that."""
+def plain_ends(packet: tuple[int, bytes, bytes, int, int, int]) -> bytes | None:
+    """Addresses and ports as they stand at ENDS in plain frames (Ethernet, IPv4 without
+    options, TCP or UDP) of a packet that begins with these six fields; None where its frames
+    are not plain, or could carry others in a tunnel."""
     protocol, source, destination, sport, dport, vlan = packet
     if protocol not in (TCP, UDP) or len(source) != 4 or vlan:
         return None
     if protocol == UDP and (sport in _UDP_TUNNELS or dport in _UDP_TUNNELS):
         return None
-    return _short(0x0800, 0x45, protocol, source, destination, sport, dport)
+    return _ends(source, destination, sport, dport)
 
 
-def brief(frame: bytes) -> bytes:
-    """The bytes by which a frame of a known flow is recognised without being decoded, where
-    it is Ethernet and IPv4 without options."""
-    return frame[12:15] + frame[23:24] + frame[26:38]
+def is_plain(frame: bytes, protocol: int) -> bool:
+    """Whether a frame that has ENDS is plain, and of this protocol."""
+    return frame[23] == protocol and frame[12:15] == _PLAIN
 
 
 def _plain(frame: bytes) -> Packet | None:

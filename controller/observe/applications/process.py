@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from itertools import islice
 from typing import Any
 
 from controller.process import seldom_collect
@@ -27,8 +28,9 @@ from .frames import Packet
 
 #: "nobody" on Debian (Policy, section 9.2.2).
 _NOBODY = 65_534
-#: Frames of a capture after which something is said in any case.
-_SIGN_OF_LIFE = 50_000
+#: Frames of a capture after which it is said what they gave, so that one who waits knows that
+#: it goes on.
+_AT_ONCE = 4_096
 
 
 class Noted:
@@ -37,30 +39,35 @@ class Noted:
     def __init__(self, engine: Engine, page: mmap.mmap) -> None:
         self._engine = engine
         self._page = page
+        self._key: Key | None = None
+        self.decided = engine.decided
 
     def begin(self, key: Key, at: float, packet: Packet, frame: bytes) -> Any:
         """See `Engine.begin`."""
-        self._page[: wire.KEY_SIZE] = wire.pack_key(key)
+        self._note(key)
         native = self._engine.begin(at, packet, frame)
         self._page[0] = 0
         return native
 
     def more(self, key: Key, native: Any, at: float, packet: Packet, frame: bytes) -> None:
         """See `Engine.more`."""
-        self._page[: wire.KEY_SIZE] = wire.pack_key(key)
+        self._note(key)
         self._engine.more(native, at, packet, frame)
         self._page[0] = 0
 
-    def decided(self, native: Any) -> bool:
-        """See `Engine.decided`."""
-        return self._engine.decided(native)
-
     def end(self, key: Key, native: Any) -> Finding:
         """See `Engine.end`."""
-        self._page[: wire.KEY_SIZE] = wire.pack_key(key)
+        self._note(key)
         finding = self._engine.end(native)
         self._page[0] = 0
         return finding
+
+    def _note(self, key: Key) -> None:
+        if key is self._key:  # all but the mark that it is being looked at stands there
+            self._page[0] = len(key[1][1])
+        else:
+            self._page[: wire.KEY_SIZE] = wire.pack_key(key)
+            self._key = key
 
 
 class Process:
@@ -111,12 +118,11 @@ class Process:
         try:
             with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
                 capture = Capture(data, "the capture")
-                for number, frame in enumerate(capture, 1):
-                    table.feed(0, frame.time, frame.link, frame.data)
-                    if len(table.verdicts) >= wire.VERDICTS_A_MESSAGE:
-                        self._report()
-                    elif number % _SIGN_OF_LIFE == 0:
-                        self._channel.send(wire.verdicts_message(()))
+                frames = iter(capture)
+                while several := tuple(islice(frames, _AT_ONCE)):
+                    for at, link, frame, _ in several:
+                        table.feed(0, at, link, frame)
+                    self._report()
                 table.finish()
                 return capture.trouble
         except (CaptureError, ValueError) as error:
@@ -139,7 +145,7 @@ class Process:
     def _report(self) -> None:
         assert self._table is not None
         verdicts, self._table.verdicts = self._table.verdicts, []
-        for at in range(0, len(verdicts), wire.VERDICTS_A_MESSAGE):
+        for at in range(0, max(1, len(verdicts)), wire.VERDICTS_A_MESSAGE):
             several = verdicts[at : at + wire.VERDICTS_A_MESSAGE]
             self._channel.send(wire.verdicts_message(several))
 
