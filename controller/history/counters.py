@@ -47,7 +47,7 @@ def rates(
     late = times <= last_times[codes]
     order = np.lexsort((times, codes))
     order = order[~late[order]]
-    who, when, count = codes[order], times[order], counts[order]
+    who, when, count = codes[order], times[order], counts[order].astype(np.float64)
     again = np.zeros(len(order), np.bool_)
     again[1:] = (who[1:] == who[:-1]) & (when[1:] == when[:-1])
     late[order[again]] = True

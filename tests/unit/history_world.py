@@ -38,10 +38,11 @@ def batch(
     """A batch with a row for each time, of VM "web" where `subjects` does not say otherwise."""
     names = list(subjects) if subjects is not None else ["web"] * len(times)
     known = tuple(dict.fromkeys(names))
-    values = np.array(
-        [[np.nan if value is None else value for value in column] for column in columns.values()]
-    ).T.reshape(len(times), len(columns))
-    given = np.array([[value is not None for value in column] for column in columns.values()]).T
+    values = np.full((len(times), len(columns)), np.nan, order="F")
+    given = np.zeros(values.shape, np.bool_, order="F")
+    for index, column in enumerate(columns.values()):
+        given[:, index] = [value is not None for value in column]
+        values[:, index] = [np.nan if value is None else value for value in column]
     return Batch(
         sender,
         sequence,
@@ -50,8 +51,8 @@ def batch(
         np.array([known.index(name) for name in names], np.int32),
         np.array([round(at * 1000) for at in times], np.int64),
         tuple(columns),
-        np.asfortranarray(values),
-        given.reshape(len(times), len(columns)),
+        values,
+        given,
     )
 
 
