@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from databases import Databases
 
-from controller.store import Store, schema
+from controller.store import Store
 from tests.postgres import PostgresServer
 
-#: Gives the URL of a database that nobody has used yet, each call another.
+#: Gives the URL of a store in which nothing is yet, each call another.
 NewUrl = Callable[[], str]
 ENGINES = ["sqlite", "postgresql"]
 
@@ -29,40 +30,6 @@ def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("empty") / "pleach.db"
     Store.open(f"sqlite:///{file}").close()
     return file
-
-
-class Databases:
-    """Databases on PostgreSQL that are used again: to make and drop one takes much longer."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self._server = server
-        self._free: list[str] = []
-        self._empty: str | None = None
-
-    def take(self) -> str:
-        """The name of one that holds a store in which nothing is yet."""
-        if self._free:
-            return self._free.pop()
-        if self._empty is None:
-            # Made for a language that has an order of its own.
-            self._empty = self._server.create(more="LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
-            Store.open(self._server.url(self._empty)).close()
-        return self._server.create(self._empty)
-
-    def give_back(self, name: str) -> None:
-        """Empty it for the next, whoever is connected still."""
-        names = ", ".join(table.name for table in schema.metadata.sorted_tables)
-        self._server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid(); "
-            "CREATE TEMPORARY TABLE started AS SELECT name FROM counter "
-            "WHERE name NOT LIKE 'writer.%'; "
-            f"TRUNCATE {names} RESTART IDENTITY; "
-            "INSERT INTO counter SELECT name, 0 FROM started; DELETE FROM alembic_version; "
-            f"INSERT INTO alembic_version VALUES ('{schema.HEAD}')",
-            name,
-        )
-        self._free.append(name)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Databases
+from databases import Databases
 from northbound_server import Answer, Running, define, other_store, running
 
 from controller.api import NewToken, Role

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Databases
+from databases import Databases
 from sqlalchemy import Connection, create_engine, insert, select, update
 from typer.testing import CliRunner
 

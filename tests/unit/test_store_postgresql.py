@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Databases
+from databases import Databases
 
 from controller.model.nouns import Tenant
 from controller.store import (
