@@ -153,7 +153,7 @@ def _run(run: Run, environment: dict[str, str]) -> str | None:
     """Why the run failed, or None. Raises _Stop after the run has ended, where one came."""
     # In a process group of its own: what a terminal sends it comes from here, and so once.
     child = subprocess.Popen(
-        run.command, env=environment | run.settings, stdin=subprocess.DEVNULL, process_group=0
+        run.command, env={**environment, **run.settings}, stdin=subprocess.DEVNULL, process_group=0
     )
     try:
         status = child.wait(run.limit_s)

@@ -63,7 +63,7 @@ def test_every_command_of_the_makefile_is_in_its_help() -> None:
         ["make", "--no-print-directory", "-C", str(ROOT)],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    for target in ("demo", "test", "unit", "lint", "bench"):
+    for target in ("demo", "test", "unit", "lint", "bench", "setup", "ryu"):
         assert re.search(rf"^  make {target}\s+\w", shown, re.MULTILINE)
 
 
