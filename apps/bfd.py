@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 #: Seconds for which both ends may take to find each other. A link over which LLDP passes, but
 #: not BFD, is watched by LLDP.
 PATIENCE_S = 10.0
+#: Seconds after which a session that has come up watches at its full rate: both ends begin with
+#: a packet a second, and agree on more by an exchange of such packets (RFC 5880, 6.8.3).
+SETTLE_S = 2.5
 
 
 class Bfd:
@@ -35,6 +38,8 @@ class Bfd:
         #: When the session of each link was asked for, and links that go without one.
         self._asked: dict[str, float] = {}
         self._without: set[str] = set()
+        #: Since when the session of each link is up.
+        self._up: dict[str, float] = {}
         if self._servers:
             southbound.watchers.append(lambda before, after: self._look.set())
             spawn(southbound.forever, self._keep)
@@ -42,7 +47,11 @@ class Bfd:
     def awaited(self, link: Link) -> bool:
         """Whether a link is about to be watched, but is not yet."""
         ends = self._ends(link)
-        return ends is not None and not all(end.enabled and end.up for end in ends)
+        if ends is None:
+            return False
+        since = self._up.get(_cable(link))
+        up = all(end.enabled and end.up for end in ends)
+        return not up or since is None or time.monotonic() - since < SETTLE_S
 
     def _ends(self, link: Link) -> tuple[Interface, Interface] | None:
         """Both ends in the databases; None where BFD cannot watch the link."""
@@ -64,8 +73,9 @@ class Bfd:
         links = {_cable(link): link for link in self._cables()}
         for cable, link in links.items():
             self._follow(cable, link, now)
-        for gone in self._asked.keys() - links.keys():
-            del self._asked[gone]
+        for known in (self._asked, self._up):
+            for gone in known.keys() - links.keys():
+                del known[gone]
         self._clear(links)
         self._tell(links)
 
@@ -88,7 +98,9 @@ class Bfd:
         ends = self._ends(link)
         if ends is None or all(end.enabled and end.up for end in ends):
             self._asked.pop(cable, None)
+            self._up.setdefault(cable, now)
             return
+        self._up.pop(cable, None)
         asked = self._asked.get(cable)
         late = asked is not None and now - asked > PATIENCE_S
         if all(end.enabled for end in ends):

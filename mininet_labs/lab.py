@@ -179,6 +179,21 @@ class Lab:
         """Mend every cable between two switches."""
         self._set_links(self.cable_ports(a, b), "up")
 
+    def mute(self, a: str, b: str) -> None:
+        """Let nothing through between two switches, though both ends keep their carrier.
+
+        Not on a tunnel: its limit of bandwidth has the place of the filter.
+        """
+        # A frame that is larger than the bucket never gets through (tc-tbf(8)).
+        filtering = "root tbf rate 8bit burst 10b limit 10b"
+        ports = (*self.cable_ports(a, b), *self.cable_ports(b, a))
+        netns.batch("tc", [f"qdisc add dev {port} {filtering}" for port in ports])
+
+    def unmute(self, a: str, b: str) -> None:
+        """Let everything through again."""
+        ports = (*self.cable_ports(a, b), *self.cable_ports(b, a))
+        netns.batch("tc", [f"qdisc del dev {port} root" for port in ports])
+
     def isolate(self, switch: str) -> None:
         """Cut every cable of a switch."""
         self._set_links(self.cable_ports(switch), "down")

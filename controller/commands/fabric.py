@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.commands.common import Failure, Json, client, show_json, show_table
+from controller.model.nouns import Watch
 from topologies.draw import draw_svg
 from topologies.load import TopologyError, validate
 from topologies.model import Fabric
@@ -46,9 +47,18 @@ def show(as_json: Json = False) -> None:
     )
     typer.echo()
     show_table(
-        ("FROM", "PORT", "TO", "PORT", "UP", "MBIT/S"),
+        ("FROM", "PORT", "TO", "PORT", "STATE", "WATCHED BY", "LATENCY", "MBIT/S"),
         (
-            (k.datapath, k.port, k.to_datapath, k.to_port, k.up, k.capacity // 10**6 or "-")
+            (
+                k.datapath,
+                k.port,
+                k.to_datapath,
+                k.to_port,
+                "up" if k.up else "damped" if k.damped else "down",
+                "BFD" if k.watch is Watch.BFD else "port, LLDP",
+                "-" if k.latency_s is None else f"{k.latency_s * 1000:.2f} ms",
+                k.capacity // 10**6 or "-",
+            )
             for k in found.links
         ),
     )

@@ -67,6 +67,8 @@ class Plan:
     trees: dict[str, dict[int, _Tree]] = field(default_factory=dict)
     #: Switch to what it must carry for others: (edge, tree) to how.
     carried: dict[str, dict[tuple[str, int], Hop]] = field(default_factory=dict)
+    #: Switch to the slot of every hop with a choice that it may come to use.
+    slots: dict[str, dict[Hop, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,6 @@ class Routes:
     used: dict[str, dict[str, tuple[tuple[int, Hop], ...]]] = field(default_factory=dict)
     #: Switch to what it carries on repair trees.
     repairs: dict[str, dict[tuple[str, int], Hop]] = field(default_factory=dict)
-    _slots: dict[str, dict[Hop, int]] = field(default_factory=dict)
 
     def trees(self, edge: str, switch: str) -> tuple[tuple[int, Hop], ...]:
         """What `switch` uses towards `edge`; empty where there is no way."""
@@ -89,24 +90,22 @@ class Routes:
         return {**self.plan.carried.get(switch, {}), **self.repairs.get(switch, {})}
 
     def slots(self, switch: str) -> dict[Hop, int]:
-        """The slot of every hop of `switch` with a choice: from its content, so that it stays
-        what it is while others come and go."""
-        known = self._slots.get(switch)
-        if known is None:
-            known = self._slots[switch] = _slots(self.hops(switch))
-        return known
-
-    def hops(self, switch: str) -> set[Hop]:
-        """Every way in which `switch` sends something on."""
-        own = {hop for trees in self.used.get(switch, {}).values() for _, hop in trees}
-        return own | set(self.carried(switch).values())
+        """The slot of every hop of `switch` with a choice, also of those not used now: from its
+        content, so that it stays what it is while others come and go."""
+        planned = self.plan.slots.get(switch, {})
+        more = {hop for hop in self.repairs.get(switch, {}).values() if hop.protected}
+        return _slots({*planned, *more}) if more - planned.keys() else planned
 
     def differ(self, other: Routes, switch: str) -> bool:
         """Whether `switch` does something else there."""
-        return (
-            self.used.get(switch) != other.used.get(switch)
-            or self.repairs.get(switch) != other.repairs.get(switch)
-            or self.plan.carried.get(switch) != other.plan.carried.get(switch)
+        if self.used.get(switch) != other.used.get(switch) or self.repairs.get(
+            switch
+        ) != other.repairs.get(switch):
+            return True
+        mine, theirs = self.plan, other.plan
+        return mine is not theirs and (
+            mine.carried.get(switch) != theirs.carried.get(switch)
+            or mine.slots.get(switch) != theirs.slots.get(switch)
         )
 
 
@@ -123,6 +122,8 @@ def plan(adjacency: Adjacency, edges: Iterable[str]) -> Plan:
             for tree in trees:
                 if tree in PLANNED and ingress in trees[tree]:
                     _carry(made.carried, trees, edge, tree, ingress)
+    for switch in adjacency:
+        made.slots[switch] = _slots(_hops(made, switch))
     return made
 
 
@@ -278,6 +279,26 @@ def _carry(
             waiting.append((hop.detour, trees[hop.detour][switch].to, True))
 
 
+def _hops(made: Plan, switch: str) -> set[Hop]:
+    """Every way in which `switch` may come to send something on."""
+    hops = set(made.carried.get(switch, {}).values())
+    for edge in made.edges if switch in made.edges else ():
+        hops |= {tree[switch].hop for tree in _planned_of(made, edge).values() if switch in tree}
+    return hops
+
+
+def _slots(hops: Iterable[Hop]) -> dict[Hop, int]:
+    slots: dict[Hop, int] = {}
+    taken: set[int] = set()
+    for hop in sorted((hop for hop in hops if hop.protected), key=repr):
+        slot = _digest(hop) % FAILOVER_SLOTS
+        while slot in taken:
+            slot = (slot + 1) % FAILOVER_SLOTS
+        taken.add(slot)
+        slots[hop] = slot
+    return slots
+
+
 # --- What works now -------------------------------------------------------------------------
 
 
@@ -324,18 +345,6 @@ def _repair(routes: Routes, edge: str, ingresses: list[str], down: frozenset[Pla
     for ingress in ingresses:
         if ingress in steps:
             routes.used.setdefault(ingress, {})[edge] = ((number, steps[ingress].hop),)
-
-
-def _slots(hops: Iterable[Hop]) -> dict[Hop, int]:
-    slots: dict[Hop, int] = {}
-    taken: set[int] = set()
-    for hop in sorted(filter(lambda hop: hop.protected, hops), key=repr):
-        slot = _digest(hop) % FAILOVER_SLOTS
-        while slot in taken:
-            slot = (slot + 1) % FAILOVER_SLOTS
-        taken.add(slot)
-        slots[hop] = slot
-    return slots
 
 
 def _digest(value: object) -> int:
