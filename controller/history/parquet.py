@@ -6,6 +6,8 @@ footer tell which of them can hold a subject. Footers are read once and remember
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -102,8 +104,8 @@ def check(file: str) -> int:
 
 
 def _damaged(file: str, error: Exception) -> HistoryCorrupt | FileNotFoundError:
-    if isinstance(error, FileNotFoundError):
-        return error
+    if isinstance(error, FileNotFoundError):  # Arrow's does not name it
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
     cause = str(error).partition("\n")[0]
     return HistoryCorrupt(
         f"it cannot be read: {cause}",
