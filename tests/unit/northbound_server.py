@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +85,12 @@ class Running:
 
 @contextmanager
 def running(
-    state_dir: Path, store_url: str | None = None, **northbound: object
+    state_dir: Path,
+    store_url: str | None = None,
+    history: Mapping[str, object] | None = None,
+    **northbound: object,
 ) -> Iterator[Running]:
-    """A server with settings of `northbound` changed, stopped at the end."""
+    """A server with settings of `northbound` and `history` changed, stopped at the end."""
     settings = load(
         None,
         {
@@ -95,6 +98,7 @@ def running(
             "PLEACH_NORTHBOUND__PORT": "0",
             **({} if store_url is None else {"PLEACH_STORE__URL": store_url}),
             **{f"PLEACH_NORTHBOUND__{k.upper()}": str(v) for k, v in northbound.items()},
+            **{f"PLEACH_HISTORY__{k.upper()}": str(v) for k, v in (history or {}).items()},
         },
     )
     with (
