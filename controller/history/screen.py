@@ -106,7 +106,7 @@ def screen(
         tuple(_rows(judge, columns, scope) for scope in _scopes(columns)),
         counted,
         accepted,
-        tuple(judge.refused),
+        judge.refused,
         resets,
     )
 
@@ -141,7 +141,12 @@ class _Judge:
         self.taken = batch.given.copy()
         #: As stored: what is counted is replaced by its rate.
         self.values = np.where(self.taken, batch.values, np.nan)
-        self.refused: list[Refusal] = []
+        self._refused: dict[Reason, Refusal] = {}
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """What was refused, by reason."""
+        return tuple(self._refused.values())
 
     def refuse(self, reason: Reason, mask: Mask, note: str = "") -> None:
         """Take nothing where `mask`, which is broadcast to all, says so."""
@@ -157,7 +162,11 @@ class _Judge:
             f"{batch.columns[column]} of {batch.subjects[batch.codes[row]]} at "
             f"{batch.times[row] / 1000:.3f}: {batch.values[row, column]:g}"
         )
-        self.refused.append(Refusal(reason, count, f"{detail} ({note})" if note else detail))
+        told = Refusal(reason, count, f"{detail} ({note})" if note else detail)
+        before = self._refused.get(reason)
+        if before is not None:
+            told = Refusal(reason, before.count + count, before.detail)
+        self._refused[reason] = told
         self.taken &= ~mask
         self.values[found] = np.nan
 
