@@ -40,7 +40,6 @@ def up(world):
 def wait_links(world, number):
     wait_until(lambda: len(up(world)) == number, f"{number} links are up")
     world.applied()
-    world.forget_caches()
 
 
 def reach_all(guests, version=4):
@@ -152,7 +151,6 @@ def test_a_wire_between_two_ports_of_vms_is_no_link(world, guests):
         world.client.put(Vm(id=name, tenant="red", nics=(nic,)))
         world.client.place(name, host, [port])
     world.applied()
-    world.forget_caches()
     for edge, _, port in ends.values():
         assert not crossing(edge, port)
     reach_all(guests)

@@ -271,15 +271,6 @@ class World:
             for line in (*self.flows(switch), *self.groups(switch), self.meters(switch))
         }
 
-    def forget_caches(self) -> None:
-        """Drop the flows that the userspace datapath has cached.
-
-        Open vSwitch before 3.1.2 may put the new actions of one cached flow into another that
-        overlaps it ("dpif-netdev: fix dpif_netdev_flow_put"), and what was cached while there
-        was no path then goes on being dropped although the tables say otherwise.
-        """
-        self.lab.appctl("revalidator/purge")
-
     def received(self, port: str) -> int:
         """Packets that a switch has taken in by a port."""
         return int(self.lab.vsctl("get", "Interface", port, "statistics:rx_packets"))

@@ -91,12 +91,14 @@ def changes(  # noqa: C901 one branch for each kind of record
             record = Port(datapath=dpid(), number=number, name=name)
         elif kind == "link":
             a, b = draw(st.sampled_from([(0, 2), (2, 0), (1, 2), (2, 1), (0, 1), (1, 0)]))
+            cable = draw(st.sampled_from([10, 10, 30]))  # the second one is parallel
             record = Link(
                 datapath=DPIDS[a],
-                port=10 + b,
+                port=cable + b,
                 to_datapath=DPIDS[b],
-                to_port=10 + a,
+                to_port=cable + a,
                 up=draw(st.booleans()),
+                latency_s=draw(st.sampled_from([None, 0.001])),
             )
         elif kind == "tenant":
             t = draw(st.sampled_from(TENANTS))
@@ -240,6 +242,18 @@ def test_core_rules_do_not_grow_with_vms() -> None:
         ]
     )
     assert compiler.desired[DPIDS[2]].entries == before
+
+
+def test_what_a_link_takes_changes_no_rule() -> None:
+    compiler = Compiler(base_state())
+    link = next(iter(compiler.view.state.links.values()))
+    slower = link.model_copy(update={"latency_s": 0.5})
+    applied = compiler.apply([Change(1, "link", link.key, slower)])
+    assert (applied.changed, applied.paths) == ({}, False)
+    down = slower.model_copy(update={"up": False})
+    applied = compiler.apply([Change(2, "link", link.key, down)])
+    assert applied.changed
+    assert applied.paths
 
 
 def test_every_entry_has_an_owner_by_name() -> None:

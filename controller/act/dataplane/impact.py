@@ -188,6 +188,8 @@ class Impact:
 
     def _link(self, change: Change, before: Link | None, after: Link | None) -> None:
         self.view.state.apply(change)
+        if before and after and _leads(before) == _leads(after):
+            return  # how long it takes, or how it is watched
         self.topology = True
         for known in (before, after):
             if known is not None:  # whose ports are uplinks
@@ -216,6 +218,11 @@ class Impact:
             for key in self.view.state.subnets:
                 if self.view.subnet_at(key, datapath):
                     self.spots.add((datapath, Unit("subnet", key)))
+
+
+def _leads(link: Link) -> tuple[str, int, bool]:
+    """What paths depend on."""
+    return link.to_datapath, link.to_port, link.up
 
 
 class _Watch:
