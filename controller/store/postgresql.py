@@ -64,11 +64,12 @@ _LOCK = "SELECT value FROM counter WHERE name = 'revision' FOR UPDATE"
 _MAKE = f"{_WRITE}; SELECT pg_advisory_xact_lock({_MAKING})"
 
 #: Others are notified, and a trace is left by which it can be told later whether the
-#: transaction was committed: in one statement, for every commit has it.
-_ANNOUNCE = text(
-    "WITH mark AS (INSERT INTO counter (name, value) VALUES (:writer, :mark) "
+#: transaction was committed: in one statement, for every commit has it. Nothing of what is
+#: filled in comes from outside.
+_ANNOUNCE = (
+    "WITH mark AS (INSERT INTO counter (name, value) VALUES ('{writer}', {mark}) "
     "ON CONFLICT (name) DO UPDATE SET value = excluded.value) "
-    "SELECT pg_notify(:channel, :writer)"
+    "SELECT pg_notify('{channel}', '{writer}')"
 )
 _FORGET = text("DELETE FROM counter WHERE name LIKE 'writer.%' AND value < :before")
 _MARKED = select(schema.counter.c.value)
@@ -143,7 +144,8 @@ class Postgresql:
         if not self._forgotten:
             connection.execute(_FORGET, {"before": mark - _WRITER_MEMORY_NS})
             self._forgotten = True
-        connection.execute(_ANNOUNCE, {"channel": CHANNEL, "writer": self._writer, "mark": mark})
+        raw = _raw(connection)
+        raw.last_words = _ANNOUNCE.format(channel=CHANNEL, writer=self._writer, mark=mark)
         connection.info["mark"] = mark
 
     def checkpoint(self) -> None:
@@ -222,8 +224,7 @@ class Postgresql:
             engine.dispose()
 
     def _begin(self, connection: Connection) -> None:
-        raw = connection.connection.dbapi_connection
-        assert isinstance(raw, PostgresqlConnection)
+        raw = _raw(connection)
         options = connection.get_execution_options()
         if options.get("making"):
             statement = _MAKE
@@ -325,6 +326,12 @@ class Postgresql:
                 "try again",
             )
         log.info("the connection broke during a commit, which was kept", extra={"cause": cause})
+
+
+def _raw(connection: Connection) -> PostgresqlConnection:
+    raw = connection.connection.dbapi_connection
+    assert isinstance(raw, PostgresqlConnection)
+    return raw
 
 
 def _checkout(raw: object, *_: object) -> None:

@@ -46,6 +46,8 @@ class PostgresqlConnection(psycopg.Connection[Any]):
 
     #: Seconds to wait for an answer.
     patience_s = ANSWER_S
+    #: A statement that goes to the server with the next COMMIT, in one message.
+    last_words = ""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for the server; others go on meanwhile. OperationalError, and the connection
@@ -69,7 +71,16 @@ class PostgresqlConnection(psycopg.Connection[Any]):
         if status in (TransactionStatus.INERROR, TransactionStatus.IDLE):
             self.rollback()
             raise psycopg.OperationalError("the transaction had ended before it was committed")
-        super().commit()
+        words, self.last_words = self.last_words, ""
+        if words:
+            self.execute(f"{words}; COMMIT".encode(), prepare=False)
+        else:
+            super().commit()
+
+    def rollback(self) -> None:
+        """Take all back."""
+        self.last_words = ""
+        super().rollback()
 
 
 def parameters(url: str) -> dict[str, Any]:

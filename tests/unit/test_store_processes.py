@@ -244,12 +244,14 @@ assert heard == list(range(1, 21)), heard
 assert not bell.wait(0.01)
 
 # A writer that waits for another's lock lets the other greenthreads go on.
+holding = eventlet.Event()
 def hold():
     with other.transaction() as tx:
         tx.put(Tenant(id="held"))
+        holding.send()
         eventlet.sleep(0.05)
 holder = eventlet.spawn(hold)
-eventlet.sleep(0)
+holding.wait()
 with store.transaction() as tx:
     assert tx.get(Tenant, "held") is not None
 holder.wait()
