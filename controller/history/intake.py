@@ -150,7 +150,7 @@ class Intake:
                 taken.append(record)
         try:
             self._keep(taken)
-        except HistoryError as error:
+        except Exception as error:  # nothing is kept then: told to all of them
             for books in reversed(before):
                 self._books.take_back(books)
             for job in judged:

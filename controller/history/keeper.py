@@ -75,9 +75,12 @@ class Keeper:
         """Whether `work` could be done; what is wrong is told once."""
         try:
             work()
-        except HistoryError as error:
+        except Exception as error:  # whatever it is: this thread has to go on
             if self._troubles.get(work) != str(error):
-                log.error("history cannot be kept", extra={"cause": str(error)})
+                unforeseen = None if isinstance(error, HistoryError) else error
+                log.error(
+                    "history cannot be kept", extra={"cause": str(error)}, exc_info=unforeseen
+                )
             self._troubles[work] = str(error)
             return False
         if self._troubles.pop(work, None) is not None:

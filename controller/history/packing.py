@@ -16,7 +16,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -376,7 +376,8 @@ def _committed(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         cursor.execute("COMMIT")
     except BaseException:
-        cursor.execute("ROLLBACK")
+        with suppress(duckdb.Error):  # after a fatal error there is nothing to take back
+            cursor.execute("ROLLBACK")
         raise
 
 

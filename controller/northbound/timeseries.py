@@ -71,9 +71,14 @@ class Timeseries:
                     await self._stopping.wait()
                     self._history = None
                     await asyncio.to_thread(stack.close)
-            except (HistoryError, SettingsError) as error:
+            except Exception as error:  # whatever it is: events go on
                 if str(error) != str(self._trouble):
-                    log.error("history cannot be used", extra={"cause": str(error)})
+                    foreseen = isinstance(error, HistoryError | SettingsError)
+                    log.error(
+                        "history cannot be used",
+                        extra={"cause": str(error)},
+                        exc_info=None if foreseen else error,
+                    )
                 self._trouble = error
                 self._told.set()
                 with contextlib.suppress(TimeoutError):
