@@ -1,0 +1,226 @@
+"""What will each VM need? The models, the choice among them, and what makes their word good.
+
+    past ─▶ without events ─▶ each model ─▶ chosen per VM ─▶ calibrated ─▶ with events ─▶ sane
+
+A `Forecaster` holds no clock and reads no history: whoever calls it gives it panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.predict.demand import boosted, newcomers
+from controller.predict.demand.boosted import Training
+from controller.predict.demand.conformal import Calibration, Misses, calibrate, together
+from controller.predict.demand.events import Calendar, step_factors, without
+from controller.predict.demand.forecast import Forecast, Reason, sane
+from controller.predict.demand.keep import ModelStore
+from controller.predict.demand.ledger import Ledger, Told
+from controller.predict.demand.models import Model
+from controller.predict.demand.newcomers import ENOUGH, Peers
+from controller.predict.demand.seasonal import SeasonalNaive
+from controller.predict.demand.selection import Scores
+from controller.predict.demand.series import STEP, Array, Metric, Panel, gaps_allowed
+from controller.predict.demand.targets import Target
+from controller.predict.demand.training import Retrained, horizon, retrain, target_scales
+
+#: Days of misses that intervals are calibrated by.
+_MISS_DAYS = 7
+
+
+#: What is calibrated by itself: the forecasts of one target of one metric by one model.
+_Key = tuple[Metric, Target, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of forecasts: what is used, and what every model told, for the ledger."""
+
+    forecasts: tuple[Forecast, ...]
+    told: tuple[Told, ...]
+
+
+@dataclass(slots=True)
+class Forecaster:
+    """Forecasts demand. `others` are models beside the boosted one and the seasonal naive one;
+    `group_of` gives the role or flavour of each VM.
+
+    What it learns by running is in the model store and in the ledger; intervals are calibrated
+    by the misses of the last week, which a restart collects anew.
+    """
+
+    store: ModelStore
+    ledger: Ledger
+    calendar: Calendar = field(default_factory=Calendar)
+    others: tuple[Model, ...] = ()
+    group_of: Mapping[str, str] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    _models: dict[str, Model] = field(default_factory=dict)
+    _peers: dict[Metric, Peers] = field(default_factory=dict)
+    _misses: dict[_Key, list[tuple[int, Misses]]] = field(default_factory=dict)
+
+    def load(self, family: str) -> bool:
+        """Take the newest whole model of `family` into use; whether there is one."""
+        kept = self.store.newest(family)
+        if kept is not None:
+            self._models[family] = kept.model
+        return kept is not None
+
+    def retrain(self, panels: Sequence[Panel], now: int) -> Retrained:
+        """Learn one family anew from the past of all VMs, without known events; on failure the
+        last good model goes on."""
+        clean = [without(panel, self._calendars(panel)) for panel in panels]
+        done = retrain(self.store, clean, now, self.training)
+        if done.kept is not None:
+            self._models[done.kept.model.family] = done.kept.model
+        if done.taken:
+            for panel in clean:
+                self._peers[panel.metric] = newcomers.learn(panel, self.group_of)
+                for target, known in done.misses.items():
+                    self._misses[panel.metric, target, boosted.NAME] = [(panel.end, known)]
+        return done
+
+    def settle(self, known: Panel) -> int:
+        """Compare earlier forecasts with what came; how many were over."""
+        clean = without(known, self._calendars(known))
+        settled = self.ledger.settle(clean)
+        oldest = known.end - _MISS_DAYS * 86_400
+        for told, missed in settled:
+            kept = self._misses.setdefault((told.metric, told.target, told.model), [])
+            kept[:] = [entry for entry in kept if entry[0] >= oldest]
+            kept.append((told.origin, missed))
+        return len(settled)
+
+    def round(
+        self, panel: Panel, steps: Mapping[Target, int] | None = None, candidates: bool = True
+    ) -> Round:
+        """Forecast all series of `panel` from its end on. `steps` says how many of which target
+        (by default the next hour at 5 minutes, and 24 hours of all others). Models in `others`
+        are asked only if `candidates`: their word is slow, and chosen only where they have a
+        record."""
+        wanted = steps or {target: horizon(target) for target in Target}
+        calendars = self._calendars(panel)
+        past = without(panel, calendars)
+        units = target_scales(past, tuple(wanted))
+        models = self._candidates(past, candidates)
+        forecasts: list[Forecast] = []
+        told: list[Told] = []
+        for target, count in wanted.items():
+            words = {m.name: m.quantiles(past, target, count) for m in models}
+            scores = self.ledger.scores(panel.metric, target, tuple(words), panel.names, panel.end)
+            choice = self._choose(past, words, scores)
+            names = list(words)
+            calibrated = [
+                self._calibrated(past, target, n, w, units[target]) for n, w in words.items()
+            ]
+            values = np.stack(calibrated)[choice, np.arange(len(panel))]
+            told += [
+                Told(panel.metric, target, name, panel.end, panel.names, word, units[target])
+                for name, word in words.items()
+                if name != newcomers.NAME
+            ]
+            used = _finished(past, target, values, calendars)
+            forecasts += _told(panel, past, target, used, choice, names, scores, calendars)
+        return Round(tuple(forecasts), tuple(told))
+
+    def _calendars(self, panel: Panel) -> list[Calendar]:
+        """The events of each series, with what its past shows of their factors."""
+        start = panel.end - panel.bins * STEP
+        out = []
+        for name, values in zip(panel.names, panel.values, strict=True):
+            own = self.calendar.of(name, self.group_of.get(name), panel.metric)
+            out.append(own.learned(values, start) if own.events else own)
+        return out
+
+    def _candidates(self, past: Panel, candidates: bool) -> list[Model]:
+        model = self._models.get(past.metric.family)
+        peers = self._peers.get(past.metric) or newcomers.learn(past, self.group_of)
+        first = [model] if model is not None else []
+        return [*first, SeasonalNaive(), *(self.others if candidates else ()), peers]
+
+    def _choose(self, past: Panel, words: Mapping[str, Array], scores: Scores) -> NDArray[np.intp]:
+        """The model of each series. Who is hardly known is forecast from others like it."""
+        names = list(words)
+        speaks = np.stack([np.isfinite(word).all(axis=(1, 2)) for word in words.values()])
+        short = np.isfinite(past.window()).sum(axis=1) < ENOUGH
+        speaks[: len(names) - 1, short] = False
+        return scores.choose(names[0], speaks)
+
+    def _calibrated(
+        self, past: Panel, target: Target, model: str, told: Array, scale: Array
+    ) -> Array:
+        """What `model` told, moved by what its forecasts of the last days missed by."""
+        calibration = self.calibration(past.metric, target, model)
+        # Sorted first: widths, by which groups are told apart, are of quantiles in order.
+        return calibration.apply(np.sort(told, axis=-1), scale) if calibration else told
+
+    def calibration(self, metric: Metric, target: Target, model: str) -> Calibration | None:
+        """How quantiles are moved at present; None where no forecast has been settled."""
+        entries = self._misses.get((metric, target, model))
+        return calibrate(together([part for _, part in entries])) if entries else None
+
+
+def _finished(past: Panel, target: Target, values: Array, calendars: Sequence[Calendar]) -> Array:
+    """Chosen quantiles made sane, and multiplied by what is known to come."""
+    with gaps_allowed():
+        level = np.nanmean(past.window(), axis=1)
+    told = sane(values, level)
+    if any(calendar.events for calendar in calendars):
+        count = told.shape[1]
+        factors = [step_factors(c, target, past.end, count) for c in calendars]
+        told = told * np.stack(factors)[..., None]
+    return told
+
+
+def _told(
+    panel: Panel,
+    past: Panel,
+    target: Target,
+    values: Array,
+    choice: NDArray[np.intp],
+    names: Sequence[str],
+    scores: Scores,
+    calendars: Sequence[Calendar],
+) -> list[Forecast]:
+    """A record for each series, with its reasons."""
+    out = []
+    means = scores.means
+    for row, vm in enumerate(panel.names):
+        losses = {
+            name: float(means[at, row])
+            for at, name in enumerate(names)
+            if np.isfinite(means[at, row])
+        }
+        notes = _notes(panel, row, target, values.shape[1], calendars[row])
+        capacity = float(panel.capacity[row])
+        reason = _reason(past, row, names[choice[row]], losses, notes)
+        limit = capacity if np.isfinite(capacity) else None
+        out.append(Forecast(vm, panel.metric, target, panel.end, values[row], limit, reason))
+    return out
+
+
+def _notes(
+    panel: Panel, row: int, target: Target, steps: int, calendar: Calendar
+) -> tuple[str, ...]:
+    events = calendar.names(panel.end, steps * target.bins)
+    notes = [f"the calendar has {name} in this time" for name in events]
+    known = int(np.isfinite(panel.window()[row]).sum())
+    if known == 0:
+        notes.append("nothing is known of this VM: others like it are told")
+    elif known < ENOUGH:
+        notes.append(f"known for {known * STEP // 60} min only: others like it are told")
+    return tuple(notes)
+
+
+def _reason(
+    past: Panel, row: int, model: str, losses: dict[str, float], notes: tuple[str, ...]
+) -> Reason:
+    known = np.flatnonzero(np.isfinite(past.values[row]))
+    begin = past.end - past.bins * STEP
+    first = begin + STEP * int(known[0]) if len(known) else None
+    last = begin + STEP * int(known[-1]) if len(known) else None
+    return Reason(model, len(known), first, last, losses, notes)

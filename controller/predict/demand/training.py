@@ -1,0 +1,142 @@
+"""Learning anew: what the last days were held out for says whether the new model is good enough,
+and how wide its intervals have to be.
+
+A model that is worse than the one in use is not taken, nor one whose training failed: the last
+good one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controller.predict.demand import boosted
+from controller.predict.demand.boosted import Boosted, Training
+from controller.predict.demand.conformal import Misses, misses, together
+from controller.predict.demand.features import scales, summarise
+from controller.predict.demand.forecast import sane
+from controller.predict.demand.keep import About, Kept, ModelStore
+from controller.predict.demand.models import Model
+from controller.predict.demand.seasonal import SeasonalNaive
+from controller.predict.demand.selection import loss
+from controller.predict.demand.series import DAY_BINS, HOUR_BINS, STEP, Array, Panel
+from controller.predict.demand.targets import Target
+
+log = logging.getLogger(__name__)
+
+#: Days that are held out, and bins between two forecasts in them: not a whole number of hours,
+#: so that all minutes of an hour are met.
+HELD_OUT = 3
+_EVERY = 3 * HOUR_BINS + 1
+#: How much worse than the model in use a new one may be on the same days.
+_WORSE = 1.05
+#: Least past, in bins, for learning: a week, the held-out days included.
+LEAST = 7 * DAY_BINS
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A model on held-out days: mean loss over targets, and the misses of each."""
+
+    loss: float
+    misses: Mapping[Target, Misses]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrained:
+    """How a training ended: `kept` is the model to use from now on, None where there is none at
+    all; `taken` whether it is the new one, `reason` why or why not."""
+
+    kept: Kept | None
+    taken: bool
+    reason: str
+    misses: Mapping[Target, Misses]
+
+
+def horizon(target: Target) -> int:
+    """Steps that are told of each target by default: an hour of 5 minutes, 24 hours of others."""
+    return HOUR_BINS if target is Target.FIVE_MINUTES else target.steps
+
+
+def target_scales(panel: Panel, targets: Sequence[Target]) -> dict[Target, Array]:
+    """For each target the scale [series] of losses, as of the panel's end."""
+    summary = summarise(panel)
+    return {
+        target: scales(panel, target.series(summary.window), target, summary.error)
+        for target in targets
+    }
+
+
+def retrain(
+    store: ModelStore, panels: Sequence[Panel], now: int, training: Training | None = None
+) -> Retrained:
+    """Learn one family of metrics anew from `panels`, and keep it if it is good enough."""
+    family = panels[0].metric.family
+    current = store.newest(family)
+    if min(panel.bins for panel in panels) < LEAST:
+        return _not_taken(current, family, f"less than {LEAST // DAY_BINS} days of past")
+    held = HELD_OUT * DAY_BINS
+    try:
+        model = boosted.train([p.until(p.bins - held) for p in panels], training=training)
+        new = trial(model, panels, held)
+        naive = trial(SeasonalNaive(), panels, held)
+        old = trial(current.model, panels, held) if current else None
+    # Whatever goes wrong in learning, from memory to a value that nobody thought of: forecasts
+    # go on with the model that there is, and the cause is in the log.
+    except Exception as error:
+        log.exception("training failed", extra={"family": family})
+        return _not_taken(current, family, f"training failed: {error}")
+    if not np.isfinite(new.loss):
+        return _not_taken(current, family, "it could not be judged: nothing known was held out")
+    if old is not None and new.loss > _WORSE * old.loss:
+        return _not_taken(
+            current, family, f"loss {new.loss:.3f}, and {old.loss:.3f} of the one in use"
+        )
+    about = store.put(model, _about(family, panels, now, held, new.loss, naive.loss))
+    log.info("a new model is in use", extra={"family": family, "loss": round(new.loss, 4)})
+    reason = f"loss {new.loss:.3f} on {HELD_OUT} held-out days, seasonal naive {naive.loss:.3f}"
+    return Retrained(Kept(model, about), True, reason, new.misses)
+
+
+def trial(model: Model, panels: Sequence[Panel], held: int) -> Trial:
+    """Forecasts by `model` in the last `held` bins, each from what was known before it."""
+    losses: list[float] = []
+    found: dict[Target, list[Misses]] = {target: [] for target in Target}
+    for panel in panels:
+        for at in range(panel.bins - held, panel.bins - DAY_BINS + 1, _EVERY):
+            past = panel.until(at)
+            units = target_scales(past, tuple(Target))
+            for target in Target:
+                steps = horizon(target)
+                told = sane(model.quantiles(past, target, steps), np.full(len(past), np.nan))
+                come = target.series(panel.values[:, at : at + steps * target.bins])
+                each = loss(come, told, units[target])
+                losses += each[np.isfinite(each)].tolist()
+                found[target].append(misses(come, told, units[target]))
+    mean = float(np.mean(losses)) if losses else float("nan")
+    return Trial(mean, {target: together(parts) for target, parts in found.items()})
+
+
+def _about(
+    family: str, panels: Sequence[Panel], now: int, held: int, new: float, naive: float
+) -> About:
+    first = min(panel.end - panel.bins * STEP for panel in panels)
+    last = max(panel.end for panel in panels) - held * STEP
+    return About(family, now, first, last, sum(map(len, panels)), new, naive)
+
+
+def _not_taken(current: Kept | None, family: str, why: str) -> Retrained:
+    log.warning(
+        "no new model is taken",
+        extra={"family": family, "cause": why, "goes_on": current is not None},
+    )
+    return Retrained(current, False, why, {})
+
+
+def load_all(store: ModelStore, families: Sequence[str]) -> dict[str, Boosted]:
+    """The newest whole model of each family that has one."""
+    found = {family: store.newest(family) for family in families}
+    return {family: kept.model for family, kept in found.items() if kept is not None}
