@@ -1,13 +1,14 @@
 """The other engine: VictoriaMetrics, written by remote-write and read by its HTTP API.
 
 It keeps time series by its own settings: `-retentionPeriod` says for how long, and there is
-no down-sampling in its free edition. What it has taken it shows about a second later. Samples
-that are told twice, after a crash, it tells once with `-dedup.minScrapeInterval=1ms`; without,
-a mean over a step may weigh them double.
+no down-sampling in its free edition. What it has taken it shows about a second later, or at
+once where it is asked to. Samples that are told twice, after a crash, it tells once with
+`-dedup.minScrapeInterval=1ms`; without, a mean over a step may weigh them double.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from controller.history.remote_write import SAMPLE_BYTES, body, labels, samples
 from controller.history.samples import Rows
 from controller.history.series import Points, Query
 from controller.history.wal import of_os, write_file
+
+log = logging.getLogger(__name__)
 
 #: Before the name of each metric.
 PREFIX = "pleach_"
@@ -57,6 +60,9 @@ class VictoriaEngine:
         )
         self._place = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._file = directory / _POSITION
+        #: How often something was told, and how much of that it is known to show; what a
+        #: process before told of late is not.
+        self._writes, self._shown = 1, 0
         self._labels: dict[tuple[str, str], bytes] = {}
         try:
             self._position = int(self._file.read_text())
@@ -82,12 +88,18 @@ class VictoriaEngine:
                 series, waiting = [], 0
         if series:
             self._send(body(series))
+        self._writes += 1
         write_file(self._file, str(position).encode())
         self._position = position
 
     def scan(self, query: Query) -> tuple[int, Iterator[Points]]:
         """The samples of `query`, or means of whole steps."""
-        return self._position, self._scan(query, round(time.time() * 1000))
+        position = self._position
+        writes = self._writes
+        if self._shown < writes:
+            self._show()
+            self._shown = writes
+        return position, self._scan(query, round(time.time() * 1000))
 
     def keep_house(self, now: float) -> bool:
         """Nothing: it keeps house itself."""
@@ -116,6 +128,14 @@ class VictoriaEngine:
         }
         with self._asking():
             self._http.post("/api/v1/write", content=content, headers=headers).raise_for_status()
+
+    def _show(self) -> None:
+        """Have it show what it has taken. What stands before it may not let that through: then
+        it shows it by itself, about a second later."""
+        with self._asking():
+            answer = self._http.get("/internal/force_flush")
+        if answer.is_error:
+            log.debug("not shown at once", extra={"status": answer.status_code})
 
     def _scan(self, query: Query, now_ms: int) -> Iterator[Points]:
         begin = query.start

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from controller.history.history import History
@@ -122,10 +121,6 @@ class Victoria:
             self.process.terminate()
             self.process.wait(20)
             self.process = None
-
-    def show(self) -> None:
-        """Make what it has taken visible now, and not in a second."""
-        httpx.get(f"http://127.0.0.1:{self.port}/internal/force_flush", timeout=20)
 
     def _answers(self) -> bool:
         assert self.process is not None

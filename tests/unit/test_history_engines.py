@@ -52,15 +52,9 @@ def history(engine: Victoria | None, tmp_path: Path) -> Iterator[History]:
 
 
 @pytest.fixture
-def settled(history: History, engine: Victoria | None) -> Callable[[], None]:
-    """Makes what was taken be with the engine, and told by it."""
-
-    def settle() -> None:
-        handed_on(history)
-        if engine is not None:
-            engine.show()
-
-    return settle
+def settled(history: History) -> Callable[[], None]:
+    """Returns once what was taken is with the engine."""
+    return lambda: handed_on(history)
 
 
 def test_samples_are_told_as_they_came(
@@ -224,14 +218,10 @@ def test_everything_is_told_after_a_restart(
         columns = {"cpu": [0.1, 0.2], "net_rx_total": [1_000.0, 7_000.0]}
         take(history, batch(1, [T, T + 60], columns, subjects=[vm] * 2), NOW)
     with history_in(tmp_path / "state", url=url) as history:
-        if engine is not None:
-            engine.show()
         assert history.read(vm, "cpu", T, T + HOUR).values.tolist() == [0.1, 0.2]
         again = batch(1, [T, T + 60], columns, subjects=[vm] * 2)
         assert take(history, again, NOW).outcome == "duplicate"
         more = batch(2, [T + 120], {"net_rx_total": [19_000.0]}, subjects=[vm])
         take(history, more, NOW)  # the count before is known still
         handed_on(history)
-        if engine is not None:
-            engine.show()
         assert history.read(vm, "net_rx", T, T + HOUR).values.tolist() == [100.0, 200.0]

@@ -276,11 +276,10 @@ def test_what_waits_for_victoriametrics_is_kept_and_bounded(tmp_path: Path, free
     # Neither a restart loses it, nor does the bound hold back what was acknowledged.
     with (
         history_in(tmp_path / "state", url=url, queue_values=1_000) as history,
-        victoria(tmp_path, free_port) as server,
+        victoria(tmp_path, free_port),
     ):
         handed_on(history)
         assert history.status().trouble is None
-        server.show()
         values = history.read("web", "cpu", now, now + HOUR).values
         np.testing.assert_allclose(values, np.arange(len(values)) / 10_000)
         assert len(values) >= 1_000
