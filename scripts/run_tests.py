@@ -118,8 +118,8 @@ def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handle
 
 def _all(runs: Sequence[Run]) -> int:
     temporary = Path(tempfile.mkdtemp(prefix="pleach-tests-", dir=_TMP))
-    # Servers that tests run as another user must be able to reach what is theirs in it.
-    temporary.chmod(0o711)
+    # As /tmp itself: servers that tests run as another user have their files in it.
+    temporary.chmod(0o1777)
     mark = temporary.name
     before = leftovers.footprint(ROOT)
     environment = {**os.environ, "TMPDIR": str(temporary), leftovers.MARK: mark}
