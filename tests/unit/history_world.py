@@ -72,7 +72,7 @@ def settings_of(state_dir: Path, **history: object) -> Settings:
     return load(None, {"PLEACH_STATE_DIR": str(state_dir), **names})
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0) -> None:
     """Return once `condition` holds; fails where it does not."""
     deadline = time.monotonic() + limit_s
     while not condition():
