@@ -23,6 +23,7 @@ BENCHMARKS = {
     "dpi": False,
     "ingest": False,
     "bulk": True,
+    "paths": False,
     "store": False,
 }
 

@@ -1,0 +1,1 @@
+"""Third floor: what should be? Pure functions from what is known and foreseen to decisions."""
