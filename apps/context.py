@@ -37,6 +37,8 @@ MAX_PORT = 0xFFFFFF00
 FEED_LIMIT = 1_000
 #: Longest that news of progress is gathered before it is told, in seconds.
 REPORT_S = 0.02
+#: Seconds without news after which it is looked whether the store still has the last.
+REREAD_S = 2.0
 #: Into how many phases of an interval the first audits are spread.
 PHASES = 16
 #: Bits of a port's configuration and state (OFPPC_PORT_DOWN, OFPPS_LINK_DOWN, OFPPS_LIVE).
@@ -179,7 +181,9 @@ class Southbound:
         self._report.set()
 
     def _report_progress(self) -> None:
-        self._report.wait()
+        if not self._report.wait(REREAD_S):
+            # It is written without waiting for the disk: a database that fell may have lost it.
+            self._reported = self.store.progress()
         # What one change means for a dozen switches is told once, when the last has confirmed
         # it; a switch that takes long holds up the news of the others only this much.
         until = time.monotonic() + REPORT_S
