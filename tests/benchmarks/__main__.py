@@ -20,10 +20,14 @@ BENCHMARKS = {
     "migration": True,
     "failover": True,
     "frameworks": True,
+    "demand": False,
     "dpi": False,
+    "anomaly": False,
+    "behaviour": False,
     "ingest": False,
     "bulk": True,
     "paths": False,
+    "paths_scale": False,
     "store": False,
 }
 

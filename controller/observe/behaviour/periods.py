@@ -1,0 +1,156 @@
+"""Which periods does a series have? Peaks of its spectrum that noise would not make. Pure.
+
+The background is what the spectrum is without its peaks: log power as a quadratic in log
+frequency, fitted to the medians of bands, so that white noise, AR(1) and random walks (power as
+1/f²) all come out flat. Over it, the power of noise is exponential (Percival and Walden 1993,
+6.6), and of m frequencies the highest exceeds z with chance 1 - (1 - e^-z)^m (Fisher 1929 for a
+known variance). What passes is confirmed by the autocorrelation of the whitened series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+#: The chance that noise has a period.
+SIGNIFICANCE = 0.002
+#: What comes fewer times is a trend as far as anyone can tell.
+CYCLES_LEAST = 4
+#: Shorter series, and such with more gaps, tell no periods.
+SAMPLES_LEAST = 64
+GAPS_MOST = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """`length` in samples; `strength` is the share of the variance that lies at it and at its
+    harmonics (0 to 1)."""
+
+    length: float
+    strength: float
+
+
+def periods(values: ArrayLike, most: int = 3) -> tuple[Period, ...]:
+    """The dominant periods of evenly spaced samples, the strongest first, at most `most`.
+
+    What is not finite is a gap. Harmonics belong to their fundamental. None for constants, for
+    fewer than SAMPLES_LEAST samples, and for more than GAPS_MOST gaps.
+    """
+    filled = fill(values)
+    if filled is None or filled.size < SAMPLES_LEAST:
+        return ()
+    size = filled.size
+    steady = _detrended(filled)
+    deviation = float(steady.std())
+    if deviation <= 1e-9 * (1e-9 + float(np.abs(filled).max())):
+        return ()
+    spectrum = np.fft.rfft(steady / deviation * np.hanning(size))
+    power = np.abs(spectrum[1 : size // 2]) ** 2  # power[i] is that of i + 1 cycles
+    background = _background(power)
+    over = power / background
+    bound = -np.log(-np.expm1(np.log1p(-SIGNIFICANCE) / over.size))
+    whitened = _autocorrelation(steady, background)
+    found: list[Period] = []
+    taken: list[float] = []
+    for index in _fundamentals(over, float(bound)):
+        cycles = _refined(power, index)
+        length = size / cycles
+        if len(found) == most or any(_related(cycles, other) for other in taken):
+            continue
+        if _confirmed(whitened, length):
+            taken.append(cycles)
+            found.append(Period(length, _strength(power, cycles)))
+    return tuple(sorted(found, key=lambda period: -period.strength))
+
+
+def fill(values: ArrayLike) -> Array | None:
+    """Gaps filled along straight lines; None where more than GAPS_MOST are gaps, or all."""
+    series = np.asarray(values, np.float64).ravel()
+    good = np.isfinite(series) & (np.abs(series) < 1e100)
+    if not good.any() or np.count_nonzero(~good) > GAPS_MOST * series.size:
+        return None
+    if good.all():
+        return series
+    where = np.arange(series.size)
+    return np.interp(where, where[good], series[good])
+
+
+def _detrended(series: Array) -> Array:
+    where = np.arange(series.size) - (series.size - 1) / 2
+    centred = series - series.mean()
+    return np.asarray(centred - where * (where @ centred) / (where @ where))
+
+
+def _background(power: Array) -> Array:
+    """The expected power at each frequency, if there were noise only."""
+    logs = np.log(np.maximum(power, 1e-12 * power.max()))
+    where = np.log(np.arange(1, power.size + 1))
+    edges = np.unique(np.geomspace(CYCLES_LEAST - 1, power.size, 16).astype(int))
+    middles, medians, counts = [], [], []
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        middles.append(where[first - 1 : last].mean())
+        medians.append(np.median(logs[first - 1 : last]))
+        counts.append(last - first + 1)
+    weights = np.sqrt(np.minimum(counts, 40))
+    line = np.polynomial.Polynomial.fit(middles, medians, 2, w=weights)
+    # The median of an exponential variable is ln 2 times its mean.
+    return np.asarray(np.exp(line(where)) / np.log(2.0))
+
+
+def _fundamentals(over: Array, bound: float) -> list[int]:
+    """Peaks above the bound, in the order in which they are to be tried: the strongest first,
+    but before each what it may be a harmonic of."""
+    inner = np.arange(CYCLES_LEAST - 1, over.size - 1)
+    peak = (over[inner] >= over[inner - 1]) & (over[inner] >= over[inner + 1])
+    found = inner[peak & (over[inner] > bound)]
+    ordered = found[np.argsort(-over[found])][:64]
+    result: list[int] = []
+    for index in ordered:
+        lower = [int(other) for other in sorted(ordered) if other < index]
+        near = [o for o in lower if _related(float(index + 1), float(o + 1), 0.6 / (o + 1))]
+        result.extend(o for o in (*near[:1], int(index)) if o not in result)
+    return result
+
+
+def _related(cycles: float, other: float, slack: float = 0.02) -> bool:
+    """Is one a multiple of the other (or the same)?"""
+    ratio = max(cycles, other) / min(cycles, other)
+    return bool(abs(ratio - round(ratio)) <= max(slack, 0.6 / min(cycles, other)) and ratio < 33)
+
+
+def _refined(power: Array, index: int) -> float:
+    """The frequency of a peak in cycles, from a parabola through three log powers."""
+    left, top, right = np.log(power[index - 1 : index + 2] + 1e-300)
+    bend = left - 2 * top + right
+    return float(index + 1 + (0.5 * (left - right) / bend if bend < 0 else 0.0))
+
+
+def _strength(power: Array, cycles: float) -> float:
+    every = np.arange(1, int(power.size / cycles) + 1) * cycles
+    bins = np.unique(np.clip(np.rint(every)[:, None] + np.arange(-2, 1), 0, power.size - 1))
+    return float(power[bins.astype(int)].sum() / power.sum())
+
+
+def _autocorrelation(steady: Array, background: Array) -> Array:
+    """Of the series with its background made flat; zero-padded, so that ends do not meet."""
+    spectrum = np.fft.rfft(steady)
+    flat = np.zeros_like(spectrum)
+    flat[1 : background.size + 1] = spectrum[1 : background.size + 1] / np.sqrt(background)
+    white = np.fft.irfft(flat, steady.size)
+    padded = np.fft.rfft(white, 2 * steady.size)
+    product = np.fft.irfft(np.abs(padded) ** 2)[: steady.size]
+    lags = steady.size - np.arange(steady.size)
+    return np.asarray(product / lags / (product[0] / steady.size))
+
+
+def _confirmed(correlation: Array, length: float) -> bool:
+    """Is the series like itself, a few periods later?"""
+    size = correlation.size
+    lags = np.rint(length * np.arange(1, 4)).astype(int)
+    lags = lags[lags < size]
+    near = [correlation[max(1, lag - 1) : lag + 2].max() for lag in lags]
+    return bool(np.mean(near) > 1.0 / np.sqrt(size))
