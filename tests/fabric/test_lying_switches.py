@@ -127,8 +127,8 @@ def subject(world, fakes):
     here = {one.dpid for one in made}
 
     def gone():
-        told = world.client.topology().progress
-        return not any(p.connected for p in told if p.datapath in here)
+        told = world.client.topology().datapaths
+        return not any(d.connected for d in told if d.dpid in here)
 
     wait_until(gone, "they are known to be gone")
     for dpid in here:
