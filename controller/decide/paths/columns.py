@@ -38,13 +38,15 @@ _NOTHING = 1e-6
 class Spread:
     """`weights` (edges, trees) of the trees in `forest`, the same for every ingress.
 
-    `utilisation` is the worst of any link, and no routing has less than `bound`.
+    `utilisation` is the worst of any link, and no routing has less than `bound`: the least that
+    the traffic can pay for capacity at `prices` (links,), which sum to 1.
     """
 
     forest: Forest
     weights: Floats
     utilisation: float
     bound: float
+    prices: Floats
 
     @property
     def over_bound(self) -> float:
@@ -68,22 +70,24 @@ def spread(
     `tolerance` of the bound or after so many `rounds`. Every demand must have a way."""
     grower = _Grower(network, edges, demand, background)
     pool = _sweep(grower, np.random.default_rng(seed))
-    bound = 0.0
+    bound, proof = 0.0, np.full(grower.links, 1.0 / grower.links)
     weights, price = _weigh(grower, pool)
     for _ in range(rounds):
         level = grower.level(weights @ pool.loads)
         steep = np.exp(_ROUND_STEEPNESS * (level / max(level.max(), 1e-300) - 1.0))
         fresh = []
-        for prices in (price, price / price.sum() + steep / steep.sum()):
-            grown, least = grower.grow(np.arange(len(edges)), prices / prices.sum() + _FREE)
-            bound = max(bound, least)
+        for prices in (price, price + steep / steep.sum()):
+            prices = (prices + _FREE) / (prices + _FREE).sum()
+            grown, least = grower.grow(np.arange(len(edges)), prices)
+            if least > bound:
+                bound, proof = least, prices
             fresh.append(grown)
         if float(level.max()) <= (1.0 + tolerance) * bound:
             break
         kept = weights > _NOTHING
         pool = _joined([pool.part(kept), *fresh])
         weights, price = _weigh(grower, pool)
-    return _finish(grower, pool, weights, bound, trees)
+    return _finish(grower, pool, weights, (bound, proof), trees)
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,13 @@ class _Grower:
     def grow(self, which: Ints, prices: Floats) -> tuple[_Pool, float]:
         """The cheapest tree towards each of `which` when using up a link costs its price, and
         a bound that holds if these are all edges: no routing's worst utilisation is below what
-        the traffic pays at least, over the sum of prices (weak duality)."""
+        the traffic pays at least, by weak duality. `prices` sum to 1."""
         distance, following = self._network.towards(
             self.edges[which], prices / self._network.capacity
         )
         supply = self._supply[which]
         paid = float((np.where(supply > 0, distance, 0.0) * supply).sum())
-        bound = (paid + float(prices @ self.background)) / float(prices.sum())
+        bound = paid + float(prices @ self.background)
         following = np.where(following >= 0, following, -1)
         return _Pool(which, following, self._loads(supply, distance, following)), bound
 
@@ -192,7 +196,9 @@ def _weigh(grower: _Grower, pool: _Pool) -> tuple[Floats, Floats]:
     return weights, price / max(float(price.sum()), 1e-300)
 
 
-def _finish(grower: _Grower, pool: _Pool, weights: Floats, bound: float, trees: int) -> Spread:
+def _finish(
+    grower: _Grower, pool: _Pool, weights: Floats, proof: tuple[float, Floats], trees: int
+) -> Spread:
     """At most `trees` trees towards each edge: equal ones joined, then the heaviest."""
     edges, nodes = len(grower.edges), pool.following.shape[1]
     following = np.full((edges, trees, nodes), -1, dtype=np.int64)
@@ -213,4 +219,4 @@ def _finish(grower: _Grower, pool: _Pool, weights: Floats, bound: float, trees: 
         for place, (tree, _) in enumerate(chosen):
             loads += kept[edge, place] * pool.loads[tree].toarray().reshape(-1)
     utilisation = float(grower.level(loads).max())
-    return Spread(Forest(grower.edges, following), kept, utilisation, bound)
+    return Spread(Forest(grower.edges, following), kept, utilisation, *proof)
