@@ -100,9 +100,10 @@ _THEIRS = {
     wire.ECHO_REQUEST,
     wire.ECHO_REPLY,
     wire.FEATURES_REPLY,
-    wire.PORT_STATUS,
 }
 _generic = dict(PARSERS)
+#: Ports of one switch: more than any has, so that nobody tells of ports for ever.
+MAX_PORTS = 10_000
 
 
 def _parse(
@@ -116,7 +117,16 @@ def _parse(
         described = int.from_bytes(data[8:10], "big")
     if kind in _RAW or described in _DESCRIPTIONS:
         return Reply(connection, kind, data)
-    if kind in _THEIRS or described == wire.MP_PORT_DESC:
+    ports = kind == wire.PORT_STATUS or described == wire.MP_PORT_DESC
+    if ports and len(connection.ports or ()) > MAX_PORTS:
+        log.error(
+            "a switch is sent away: it tells of more than %d ports",
+            MAX_PORTS,
+            extra={"address": connection.address},
+        )
+        close(connection)
+        return None
+    if kind in _THEIRS or ports:
         return _generic[version](connection, version, kind, length, xid, data)
     log.debug(
         "a message that nobody asked for", extra={"kind": kind, "address": connection.address}

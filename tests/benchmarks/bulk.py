@@ -10,6 +10,7 @@
 - `decode_stats_per_s`: entries of the switch's own replies to FLOW_DESC, each seen for the first
   time, no layout known before; `framework_decode_stats_per_s`: the framework's parser on the
   same bytes, without entries that it cannot read, for both.
+- `emulated_connect_s`: so many emulated switches connect at once; until all have confirmed.
 
 The codecs' figures are of process time, for each message or some hundred records the best of
 some rounds in which both sides take turns, without the garbage collector (as `timeit` does it):
@@ -43,9 +44,11 @@ from controller.act.dataplane.openflow.flow_replies import (
 )
 from controller.act.dataplane.openflow.records import Flow, Group, Meter
 from controller.process import seldom_collect
+from mininet_labs.deployment import Deployment, wait_until
 from tests.benchmarks import bulk_oracle as oracle
 from tests.benchmarks.harness import Json, Options, say
 from tests.benchmarks.large_edge import entries
+from tests.fakeswitch import Fakes, FakeSwitch
 
 FLOWS = 20_000
 BRIDGE = "bulk0"
@@ -71,10 +74,13 @@ def run(options: Options) -> Json:
     say("encoded:", coded)
     decoded, decoded_right = _decode(replies, rounds)
     say("decoded:", decoded)
+    crowd = _crowd(50 if options.quick else 200)
+    say("emulated switches:", crowd)
     return {
         **installed,
         **coded,
         **decoded,
+        **crowd,
         "oracle_agrees": right and encoded_right and decoded_right,
     }
 
@@ -195,6 +201,32 @@ def _replies() -> list[bytes]:
                 found.append(data)
                 more = bool(int.from_bytes(data[10:12], "big") & wire.MP_MORE)
         return found
+
+
+# --- Many switches
+
+
+def _crowd(count: int) -> Json:
+    """Emulated switches that connect all at once, to brain and southbound process as they are."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pleach-bulk-") as directory,
+        Deployment(Path(directory)) as deployment,
+    ):
+        deployment.start()
+        with Fakes(deployment.controller) as fakes:
+            many = [FakeSwitch(1 + n, {1: f"a{n}", 2: f"b{n}"}) for n in range(count)]
+            begin = time.perf_counter()
+            for fake in many:
+                fakes.connect(fake)
+
+            def settled() -> bool:
+                topology = deployment.client.topology()
+                told = [p for p in topology.progress if p.revision >= topology.revision]
+                return len(told) == count and all(fake.barriers for fake in many)
+
+            wait_until(settled, "all switches have confirmed", TIMEOUT_S)
+            took = time.perf_counter() - begin
+    return {"emulated_switches": count, "emulated_connect_s": round(took, 2)}
 
 
 # --- The codec

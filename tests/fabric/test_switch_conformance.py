@@ -18,7 +18,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from controller.act.dataplane.openflow import decode, encode, wire
+from controller.act.dataplane.openflow import counters, decode, encode, wire
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.encode import Bundle, Change, Command
 from controller.act.dataplane.openflow.records import (
@@ -252,6 +252,23 @@ def test_a_meter_drops_what_is_too_much(session: Session) -> None:
     burst = [udp()] * 200
     assert len(send(session, *burst, port=2)) == 200
     assert 1 <= len(send(session, *burst, port=1)) < 150
+
+
+def test_groups_and_meters_count_what_comes_to_them(session: Session) -> None:
+    """A group behind a meter counts what the meter dropped, too."""
+    add(session, Group(1, GroupType.ALL, (Bucket(up(1)), Bucket(()))))
+    add(session, Meter(1, 1, burst=5, packets=True))
+    add(session, Flow(0, 1, match((f.IN_PORT, 1)), (ToMeter(1), ToGroup(1))))
+    passed = len(send(session, *[udp()] * 100))
+    size = len(udp())
+    (reply,) = session.replies(encode.meter_stats_request(session.xid()))
+    (meter,) = counters.meter_stats(reply).items
+    assert (meter.id, meter.users, meter.packets, meter.bytes) == (1, 1, 100, 100 * size)
+    assert meter.parts == ((100 - passed, (100 - passed) * size),)
+    (reply,) = session.replies(encode.group_stats_request(session.xid()))
+    (group,) = counters.group_stats(reply).items
+    assert (group.id, group.users, group.packets, group.bytes) == (1, 1, 100, 100 * size)
+    assert group.parts[0] == (100, 100 * size)
 
 
 def test_forgetting_a_zone_leaves_the_others(session: Session) -> None:

@@ -14,7 +14,7 @@ from random import Random
 from controller.act.dataplane import lldp
 from controller.act.dataplane.channel import Channel
 from controller.act.dataplane.compiler import Desired, key_of
-from controller.act.dataplane.openflow import decode, wire
+from controller.act.dataplane.openflow import counters, decode, wire
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.flow_entry import installed
 from controller.act.dataplane.openflow.flow_replies import Layouts, flow_descs, flow_entries
@@ -42,7 +42,9 @@ def messages(data: bytes) -> None:
     for read in (decode.error, decode.bundle_reply, decode.packet_in):
         with suppress(wire.Malformed):
             read(data)
-    for describe in (decode.group_descs, decode.meter_descs):
+    for describe in (
+        decode.group_descs, decode.meter_descs, counters.group_stats, counters.meter_stats
+    ):  # fmt: skip
         with suppress(wire.Malformed):
             assert len(describe(data).items) <= len(data) // 8
     assert _by_layouts(data) == _one_by_one(data)

@@ -18,9 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from os_ken.lib import addrconv
-from os_ken.ofproto import ofproto_protocol, ofproto_v1_5, ofproto_v1_5_parser
+from os_ken.ofproto import (
+    ofproto_parser,
+    ofproto_protocol,
+    ofproto_v1_5,
+    ofproto_v1_5_parser,
+)
 
-from controller.act.dataplane.openflow import decode, encode, errors, wire
+from controller.act.dataplane.openflow import counters, decode, encode, errors, wire
 from controller.act.dataplane.openflow import fields as f
 from controller.act.dataplane.openflow.actions import get_actions, put_actions
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup
@@ -72,6 +77,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "packet_in": decode.packet_in,
     "bundle_reply": decode.bundle_reply,
     "error": decode.error,
+    "group_stats": counters.group_stats,
+    "meter_stats": counters.meter_stats,
 }
 
 MACS = {f.ETH_DST, f.ETH_SRC, f.ARP_SHA, f.ARP_THA, f.ND_SLL, f.ND_TLL}
@@ -341,6 +348,8 @@ def test_requests_are_those_of_os_ken() -> None:
         (encode.group_desc_request(1), OSKEN.OFPGroupDescStatsRequest(DATAPATH)),
         (encode.meter_desc_request(1, 8), OSKEN.OFPMeterDescStatsRequest(DATAPATH, 0, 8)),
         (encode.port_desc_request(1), OSKEN.OFPPortDescStatsRequest(DATAPATH)),
+        (encode.group_stats_request(1), OSKEN.OFPGroupStatsRequest(DATAPATH)),
+        (encode.meter_stats_request(1, 8), OSKEN.OFPMeterStatsRequest(DATAPATH, 0, 8)),
         (encode.set_config(1, 0, 128), OSKEN.OFPSetConfig(DATAPATH, 0, 128)),
         (
             encode.bundle_control(1, 7, Bundle.COMMIT),
@@ -462,6 +471,28 @@ def test_packet_registers_and_packet_type_are_read_as_what_we_wrote() -> None:
     assert get_tests(data, 0, len(data), "match") == wanted
 
 
+def test_what_groups_and_meters_counted_is_what_os_ken_reads() -> None:
+    for name, what in (("group_stats", "group_id"), ("meter_stats", "meter_id")):
+        for data in REPLIES[name]:
+            theirs = ofproto_parser.msg(DATAPATH, 6, data[1], len(data), 1, data).body
+            ours = DECODERS[name](data).items
+            assert len(ours) > 1
+            for told, found in zip(theirs, ours, strict=True):
+                packets, octets = ("packet_count", "byte_count")
+                if name == "meter_stats":
+                    packets, octets = ("packet_in_count", "byte_in_count")
+                assert found[:5] == (
+                    getattr(told, what),
+                    told.ref_count,
+                    getattr(told, packets),
+                    getattr(told, octets),
+                    told.duration_sec + told.duration_nsec / 1e9,
+                )
+                parts = told.bucket_stats if name == "group_stats" else told.band_stats
+                assert len(parts) == len(found.parts)
+            assert any(found.packets for found in ours)
+
+
 def test_replies_of_a_real_switch_are_read() -> None:
     flows = [item for data in REPLIES["flow_descs"] for item in DECODERS["flow_descs"](data).items]
     aliens = [item.flow for item in flows if isinstance(item.flow, AlienFlow)]
@@ -524,7 +555,7 @@ CASES = [(name, data) for name, replies in REPLIES.items() for data in replies]
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@given(body=st.binary(max_size=300), kind=st.sampled_from([1, 7, 10]))
+@given(body=st.binary(max_size=300), kind=st.sampled_from([1, 6, 7, 9, 10]))
 def test_random_bodies_raise_nothing_but_malformed(name: str, body: bytes, kind: int) -> None:
     typed = REPLIES[name][0][1]
     if typed == wire.MULTIPART_REPLY:

@@ -53,7 +53,9 @@ from controller.act.dataplane.openflow.wire import (
     METER_PKTPS,
     MP_FLOW_DESC,
     MP_GROUP_DESC,
+    MP_GROUP_STATS,
     MP_METER_DESC,
+    MP_METER_STATS,
     MP_PORT_DESC,
     MULTIPART,
     MULTIPART_REQUEST,
@@ -290,6 +292,16 @@ def flow_desc_request(
 def group_desc_request(xid: int, group: int = ALL_GROUPS) -> bytes:
     """Ask for one group or all."""
     return _multipart(xid, MP_GROUP_DESC, _ID_REQUEST.pack(group))
+
+
+def group_stats_request(xid: int, group: int = ALL_GROUPS) -> bytes:
+    """Ask for what one group, or all, have counted."""
+    return _multipart(xid, MP_GROUP_STATS, _ID_REQUEST.pack(group))
+
+
+def meter_stats_request(xid: int, meter: int = ALL_METERS) -> bytes:
+    """Ask for what one meter, or all, have counted."""
+    return _multipart(xid, MP_METER_STATS, _ID_REQUEST.pack(meter))
 
 
 def meter_desc_request(xid: int, meter: int = ALL_METERS) -> bytes:

@@ -64,13 +64,13 @@ def multipart(data: bytes, kind: int, place: str) -> tuple[int, bool]:
     return head.xid, bool(flags & MP_MORE)
 
 
-def entry_end(data: bytes, at: int, least: int, what: str, number: int) -> int:
-    """Where the entry at `at` ends, whose first two bytes are its length; it is `what` number
-    `number` of the message."""
+def entry_end(data: bytes, at: int, least: int, what: str, number: int, before: int = 0) -> int:
+    """Where the entry at `at` ends, whose length stands in its first two bytes but `before`; it
+    is `what` number `number` of the message."""
     left = len(data) - at
     if left < least:
         raise Malformed(f"{what} {number}", f"{left} bytes left, {least} are needed")
-    length = data[at] << 8 | data[at + 1]
+    length = data[at + before] << 8 | data[at + before + 1]
     if length < least or length > left:
         raise Malformed(f"{what} {number}", f"claims {length} bytes, {left} are left")
     return at + length

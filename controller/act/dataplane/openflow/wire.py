@@ -40,7 +40,9 @@ BUNDLE_ADD = 34
 
 #: Multipart types. FLOW_DESC kept the number 1 that FLOW had before 1.5.
 MP_FLOW_DESC = 1
+MP_GROUP_STATS = 6
 MP_GROUP_DESC = 7
+MP_METER_STATS = 9
 MP_METER_DESC = 10
 MP_PORT_DESC = 13
 MP_MORE = 0x0001
@@ -77,6 +79,8 @@ BUNDLE = struct.Struct(">IHH")
 FLOW_DESC = struct.Struct(">HxxBxHHHHHQ")
 GROUP_DESC = struct.Struct(">HBxIHxxxxxx")
 METER_DESC = struct.Struct(">HHI")
+GROUP_COUNTERS = struct.Struct(">HxxIIxxxxQQII")
+METER_COUNTERS = struct.Struct(">IHxxxxxxIQQII")
 BUCKET = struct.Struct(">HHI")
 PROPERTY = struct.Struct(">HH")
 PACKET_IN_BODY = struct.Struct(">IHBBQ")
