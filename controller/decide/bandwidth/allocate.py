@@ -1,0 +1,236 @@
+"""Which rate does each meter get? Predicted demand first, then what is left over.
+
+Two fillings: up to the demands, guarantees first; then, so that no capacity lies idle while a
+VM could use it, on to the ceilings. Meters that would hardly change keep their rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from controller.decide.bandwidth.fill import Floats, fill
+from controller.decide.bandwidth.records import (
+    BandwidthError,
+    Claim,
+    Conflict,
+    Direction,
+    Meter,
+    Reservation,
+    Resource,
+)
+
+#: A meter keeps its rate when the new one differs by no more than this share.
+HYSTERESIS = 0.05
+#: Rounding errors of sums are let pass.
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Rates for all claims in order. `conflicts` is empty, or says why the last rates stand."""
+
+    meters: tuple[Meter, ...]
+    conflicts: tuple[Conflict, ...] = ()
+
+    def rates(self) -> dict[tuple[str, Direction], float]:
+        """Rate by VM and direction."""
+        return {(meter.vm, meter.direction): meter.rate_bps for meter in self.meters}
+
+
+def decide(
+    claims: Sequence[Claim],
+    resources: Sequence[Resource],
+    *,
+    reservations: Sequence[Reservation] = (),
+    now: float = 0.0,
+    last: Allocation | None = None,
+    hysteresis: float = HYSTERESIS,
+) -> Allocation:
+    """Meters for `claims` at `now` (Unix seconds).
+
+    Where guarantees and active reservations do not fit, the conflicts are told and the meters
+    of `last` stand. BandwidthError names every claim, resource and reservation that makes no
+    sense.
+    """
+    problem = _Problem.of(claims, resources, [r for r in reservations if r.active(now)])
+    conflicts = problem.conflicts()
+    if conflicts:
+        return Allocation(last.meters if last else (), conflicts)
+    filled = fill(
+        problem.usage, problem.free, problem.weight,
+        np.minimum(problem.guarantee, problem.demand), problem.demand,
+    )  # fmt: skip
+    spread = fill(problem.usage, problem.free, problem.weight, filled.rates, problem.ceiling)
+    rates = spread.rates
+    if last is not None:
+        rates = _steady(problem, rates, last, hysteresis)
+    meters = (
+        Meter(c.vm, c.direction, rate, resources[stop].name if stop >= 0 else None)
+        for c, rate, stop in zip(claims, rates.tolist(), spread.bottleneck.tolist(), strict=True)
+    )
+    return Allocation(tuple(meters))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Claims and resources as arrays; `free` is what reservations leave."""
+
+    claims: Sequence[Claim]
+    resources: Sequence[Resource]
+    reservations: Sequence[Reservation]
+    usage: csr_matrix
+    free: Floats
+    weight: Floats
+    guarantee: Floats
+    demand: Floats
+    ceiling: Floats
+
+    @classmethod
+    def of(
+        cls,
+        claims: Sequence[Claim],
+        resources: Sequence[Resource],
+        reservations: Sequence[Reservation],
+    ) -> _Problem:
+        index = {resource.name: number for number, resource in enumerate(resources)}
+        problems = [
+            *_wrong_resources(resources, index),
+            *_wrong_claims(claims, index),
+            *_wrong_reservations(reservations, index),
+        ]
+        if problems:
+            raise BandwidthError(*problems)
+        rows = [index[name] for claim in claims for name, _ in claim.uses]
+        shares = [share for claim in claims for _, share in claim.uses]
+        columns = np.repeat(np.arange(len(claims)), [len(claim.uses) for claim in claims])
+        shape = (len(resources), len(claims))
+        usage = csr_matrix((np.array(shares), (np.array(rows, dtype=np.int64), columns)), shape)
+        capacity = np.array([resource.capacity_bps for resource in resources])
+        free = capacity.copy()
+        for reservation in reservations:
+            free[index[reservation.tunnel]] -= reservation.rate_bps
+        # Without a ceiling a VM may have what the narrowest thing that it uses can carry.
+        narrowest = [
+            min((resources[index[n]].capacity_bps / s for n, s in c.uses if s > 0), default=0.0)
+            for c in claims
+        ]
+        ceiling = np.minimum([claim.ceiling_bps for claim in claims], narrowest)
+        guarantee = np.array([claim.guarantee_bps for claim in claims])
+        demand = np.minimum([claim.demand_bps for claim in claims], ceiling)
+        weight = np.array([claim.weight for claim in claims])
+        return cls(claims, resources, reservations, usage, free, weight, guarantee, demand, ceiling)
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """For each resource whose guarantees do not fit, the fewest that do not fit together.
+
+        Promises are lower bounds, so each resource can be looked at alone. The largest ones
+        until they are too many are such a set: without the last they fit, and without a larger
+        one even more so.
+        """
+        promised = self.usage.multiply(self.guarantee[None, :]).tocsr()
+        needed = np.asarray(promised.sum(axis=1)).reshape(-1)
+        capacity = np.array([resource.capacity_bps for resource in self.resources])
+        found = []
+        for number in np.flatnonzero(needed > self.free + _EXACT * capacity).tolist():
+            row = promised.getrow(number).tocoo()
+            sizes = [
+                (bps, self.claims[user].name)
+                for user, bps in zip(row.col.tolist(), row.data.tolist(), strict=True)
+            ]
+            sizes += [
+                (reservation.rate_bps, f"reservation {reservation.id}")
+                for reservation in self.reservations
+                if reservation.tunnel == self.resources[number].name
+            ]
+            members, total = [], 0.0
+            for bps, name in sorted(sizes, key=lambda entry: (-entry[0], entry[1])):
+                members.append(name)
+                total += bps
+                if total > capacity[number] * (1 + _EXACT):
+                    break
+            resource = self.resources[number]
+            found.append(Conflict(resource.name, resource.capacity_bps, total, tuple(members)))
+        return tuple(found)
+
+
+def _steady(problem: _Problem, rates: Floats, last: Allocation, hysteresis: float) -> Floats:
+    """`rates`, but the last ones where they are close and all resources still suffice."""
+    known = last.rates()
+    before = np.array([known.get((c.vm, c.direction), math.nan) for c in problem.claims])
+    near = np.abs(before - rates) <= hysteresis * before
+    near &= (before <= problem.ceiling) & (before >= np.minimum(problem.guarantee, problem.demand))
+    mixed = np.where(near, before, rates)
+    full = problem.usage @ mixed > problem.free * (1 + _EXACT)
+    # Who keeps more than the new rate on a resource that this overloads takes the new rate:
+    # rates fit, and nobody's load rises by that.
+    overloading = np.asarray((problem.usage.T @ full.astype(np.float64)) > 0)
+    return np.where(overloading & (mixed > rates), rates, mixed)
+
+
+def _wrong_resources(resources: Sequence[Resource], index: Mapping[str, int]) -> Iterable[str]:
+    if len(index) != len(resources):
+        names = [resource.name for resource in resources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        yield f"resources {', '.join(twice)}: given twice: give each once"
+    for resource in resources:
+        if not (math.isfinite(resource.capacity_bps) and resource.capacity_bps > 0):
+            yield (
+                f"resource {resource.name}: capacity is {resource.capacity_bps} bit/s: it must be "
+                "above 0; give it in the topology or take the port's speed"
+            )
+
+
+def _wrong_claims(claims: Sequence[Claim], index: Mapping[str, int]) -> Iterable[str]:
+    seen = set()
+    for claim in claims:
+        key = (claim.vm, claim.direction)
+        if key in seen:
+            yield f"claim {claim.name}: given twice: give one for each VM and direction"
+        seen.add(key)
+        for name, value, least in (
+            ("demand", claim.demand_bps, 0.0), ("guarantee", claim.guarantee_bps, 0.0),
+            ("ceiling", claim.ceiling_bps, 0.0),
+        ):  # fmt: skip
+            if not value >= least or (name != "ceiling" and math.isinf(value)):
+                yield f"claim {claim.name}: {name} is {value} bit/s: give a number from 0"
+        if not (claim.weight > 0 and math.isfinite(claim.weight)):
+            yield f"claim {claim.name}: weight is {claim.weight}: give a number above 0"
+        if claim.guarantee_bps > claim.ceiling_bps:
+            yield (
+                f"claim {claim.name}: the guarantee of {claim.guarantee_bps:.6g} bit/s is "
+                f"above the ceiling of {claim.ceiling_bps:.6g}: raise it or lower the guarantee"
+            )
+        yield from _wrong_uses(claim, index)
+
+
+def _wrong_uses(claim: Claim, index: Mapping[str, int]) -> Iterable[str]:
+    if not any(share > 0 for _, share in claim.uses):
+        yield f"claim {claim.name}: it uses no resource: name at least its host's uplink"
+    if len({name for name, _ in claim.uses}) < len(claim.uses):
+        yield f"claim {claim.name}: it uses a resource twice: add up the shares"
+    for name, share in claim.uses:
+        if name not in index:
+            yield f"claim {claim.name}: it uses {name}, which is no resource: add it"
+        if not 0 <= share <= 1:
+            yield f"claim {claim.name}: its share of {name} is {share}: give one from 0 to 1"
+
+
+def _wrong_reservations(
+    reservations: Sequence[Reservation], index: Mapping[str, int]
+) -> Iterable[str]:
+    for reservation in reservations:
+        if reservation.tunnel not in index:
+            yield (
+                f"reservation {reservation.id}: {reservation.tunnel} is no resource: "
+                "name a tunnel of the topology"
+            )
+        if not (math.isfinite(reservation.rate_bps) and reservation.rate_bps >= 0):
+            yield (
+                f"reservation {reservation.id}: its rate is {reservation.rate_bps} bit/s: "
+                "give a number from 0"
+            )
