@@ -66,7 +66,7 @@ def _noise(chance: np.random.Generator, kind: str) -> Array:
 def _made(chance: np.random.Generator, kind: str) -> tuple[Array, list[float]]:
     true = [float(np.exp(chance.uniform(np.log(6), np.log(SAMPLES / 7))))]
     if chance.random() < 0.5:
-        true.append(true[0] * chance.uniform(0.3, 0.45))
+        true.append(true[0] * chance.uniform(0.37, 0.45))
     true = [period for period in true if period >= 5.0]
     noise = _noise(chance, kind)
     where = np.arange(SAMPLES)

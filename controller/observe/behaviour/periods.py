@@ -1,15 +1,17 @@
 """Which periods does a series have? Peaks of its spectrum that noise would not make. Pure.
 
 The background is what the spectrum is without its peaks: log power as a quadratic in log
-frequency, fitted to the medians of bands, so that white noise, AR(1) and random walks (power as
-1/f²) all come out flat. Over it, the power of noise is exponential (Percival and Walden 1993,
-6.6), and of m frequencies the highest exceeds z with chance 1 - (1 - e^-z)^m (Fisher 1929 for a
-known variance). What passes is confirmed by the autocorrelation of the whitened series.
+sin(frequency / 2), fitted to the medians of bands, so that white noise, AR(1) and random walks
+(power as 1/f²) all come out flat. Over it, the power of noise is exponential (Percival and
+Walden 1993, 6.6), and of m frequencies the highest exceeds z with chance 1 - (1 - e^-z)^m
+(Fisher 1929, for a known variance). What passes is confirmed by the autocorrelation of the
+whitened series.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,12 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 #: The chance that noise has a period.
-SIGNIFICANCE = 0.002
+SIGNIFICANCE = 0.005
 #: What comes fewer times is a trend as far as anyone can tell.
 CYCLES_LEAST = 4
 #: Shorter series, and such with more gaps, tell no periods.
 SAMPLES_LEAST = 64
 GAPS_MOST = 0.3
+#: How well the frequency of a peak is known, in cycles along the series.
+_INEXACT = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,7 @@ def periods(values: ArrayLike, most: int = 3) -> tuple[Period, ...]:
     whitened = _autocorrelation(steady, background)
     found: list[Period] = []
     taken: list[float] = []
-    for index in _fundamentals(over, float(bound)):
-        cycles = _refined(power, index)
+    for cycles in _candidates(over, float(bound)):
         length = size / cycles
         if len(found) == most or any(_related(cycles, other) for other in taken):
             continue
@@ -88,10 +91,11 @@ def _detrended(series: Array) -> Array:
 def _background(power: Array) -> Array:
     """The expected power at each frequency, if there were noise only."""
     logs = np.log(np.maximum(power, 1e-12 * power.max()))
-    where = np.log(np.arange(1, power.size + 1))
+    # The frequency as a difference filter sees it: a random walk is then a straight line.
+    where = np.log(np.sin(np.pi / 2 * np.arange(1, power.size + 1) / (power.size + 1)))
     edges = np.unique(np.geomspace(CYCLES_LEAST - 1, power.size, 16).astype(int))
     middles, medians, counts = [], [], []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         middles.append(where[first - 1 : last].mean())
         medians.append(np.median(logs[first - 1 : last]))
         counts.append(last - first + 1)
@@ -101,32 +105,33 @@ def _background(power: Array) -> Array:
     return np.asarray(np.exp(line(where)) / np.log(2.0))
 
 
-def _fundamentals(over: Array, bound: float) -> list[int]:
-    """Peaks above the bound, in the order in which they are to be tried: the strongest first,
-    but before each what it may be a harmonic of."""
+def _candidates(over: Array, bound: float) -> list[float]:
+    """Peaks above the bound in cycles, in the order in which they are to be tried: the strongest
+    first, but before each the lowest one of which it may be a harmonic."""
     inner = np.arange(CYCLES_LEAST - 1, over.size - 1)
     peak = (over[inner] >= over[inner - 1]) & (over[inner] >= over[inner + 1])
     found = inner[peak & (over[inner] > bound)]
-    ordered = found[np.argsort(-over[found])][:64]
-    result: list[int] = []
-    for index in ordered:
-        lower = [int(other) for other in sorted(ordered) if other < index]
-        near = [o for o in lower if _related(float(index + 1), float(o + 1), 0.6 / (o + 1))]
-        result.extend(o for o in (*near[:1], int(index)) if o not in result)
+    ordered = [_refined(over, int(index)) for index in found[np.argsort(-over[found])][:64]]
+    result: list[float] = []
+    for cycles in ordered:
+        lowest = min(other for other in ordered if other <= cycles and _related(cycles, other))
+        result.extend(other for other in (lowest, cycles) if other not in result)
     return result
 
 
-def _related(cycles: float, other: float, slack: float = 0.02) -> bool:
-    """Is one a multiple of the other (or the same)?"""
-    ratio = max(cycles, other) / min(cycles, other)
-    return bool(abs(ratio - round(ratio)) <= max(slack, 0.6 / min(cycles, other)) and ratio < 33)
+def _related(cycles: float, other: float) -> bool:
+    """Is one a multiple of the other, or the same, as exactly as both are known?"""
+    low, high = min(cycles, other), max(cycles, other)
+    ratio = high / low
+    return abs(ratio - round(ratio)) <= max(0.02, _INEXACT * (1.0 + ratio) / low)
 
 
-def _refined(power: Array, index: int) -> float:
-    """The frequency of a peak in cycles, from a parabola through three log powers."""
-    left, top, right = np.log(power[index - 1 : index + 2] + 1e-300)
+def _refined(over: Array, index: int) -> float:
+    """The frequency of a peak in cycles, from a parabola through three logarithms."""
+    left, top, right = np.log(over[index - 1 : index + 2] + 1e-300)
     bend = left - 2 * top + right
-    return float(index + 1 + (0.5 * (left - right) / bend if bend < 0 else 0.0))
+    aside = 0.5 * (left - right) / bend if bend < 0 else 0.0
+    return float(index + 1 + np.clip(aside, -0.5, 0.5))
 
 
 def _strength(power: Array, cycles: float) -> float:
