@@ -22,7 +22,10 @@ Said = Sequence[tuple[bool, bytes]]
 
 HTTP: Said = [
     (True, b"GET / HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n"),
-    (False, b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"),
+    (
+        False,
+        b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
+    ),
 ]
 SSH: Said = [
     (False, b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
@@ -95,7 +98,9 @@ def tcp(
             seq=numbers[client],
             ack=numbers[not client] if "A" in flags else 0,
         )
-        packet = ip(client, version) / header / Raw(payload) if payload else ip(client, version) / header
+        packet = (
+            ip(client, version) / header / Raw(payload) if payload else ip(client, version) / header
+        )
         data = ethernet(client, packet)
         frames.append(Frame(start + step * len(frames), 1, data, len(data)))
         numbers[client] += len(payload) + ("S" in flags)
