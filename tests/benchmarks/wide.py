@@ -34,8 +34,8 @@ def wan(nodes: int, cables: int, seed: int) -> Network:
     (a minimum spanning tree), then by others between neighbours (of Delaunay's triangulation)
     until there are `cables`; capacity from modules by what shortest paths would carry of a
     gravity matrix, and four times as much for a cable that cannot be routed around, since the
-    optimum would be there and nowhere to be sought. With 197 nodes and 245 cables it is of the size of Cogentco in the Internet
-    Topology Zoo (Knight et al., IEEE JSAC 2011)."""
+    optimum would be there and nowhere to be sought. With 197 nodes and 245 cables it is of the
+    size of Cogentco in the Internet Topology Zoo (Knight et al., IEEE JSAC 2011)."""
     random = np.random.default_rng(seed)
     place = random.random((nodes, 2))
     near = {
