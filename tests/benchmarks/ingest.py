@@ -408,8 +408,9 @@ def compare(deployment: Deployment, world: World) -> int:
     lost = 0
     names = [vm_name(vm) for vm in range(size.vms)]
     with opened(load(None, deployment.environment)) as history:
-        for first in range(0, size.ticks, HOUR_S // size.tick_s):
-            ticks = range(first, first + HOUR_S // size.tick_s)
+        quarter = size.ticks // 4  # as hours are joined
+        for first in range(0, size.ticks, quarter):
+            ticks = range(first, first + quarter)
             wanted = np.stack([world.rates(tick) for tick in ticks], axis=1)
             for column, metric in enumerate(METRICS):
                 found = history.read_many(
