@@ -83,6 +83,16 @@ def test_what_is_no_number_or_late_or_double_is_passed_over():
     assert found == expected
 
 
+def test_where_a_series_went_in_a_long_gap_is_no_jump():
+    bank, values = Bank(1, SMALL), noise(300)
+    values[200:] += 40
+    found = []
+    for i, value in enumerate(values):
+        found += bank.step(300.0 * i + (86_400.0 if i >= 200 else 0.0), [value])
+    assert [f for f in found if f.at >= 86_400.0 + 200 * 300.0] == []
+    assert [i for i, _ in fed(values) if i >= 200]
+
+
 def test_series_of_a_bank_do_not_know_each_other():
     values = np.stack([noise(300, seed) for seed in range(4)], axis=1)
     values[200, 2] += 50
@@ -123,7 +133,10 @@ def test_no_input_breaks_a_bank(samples):
 def test_the_unit_does_not_matter(seed, unit):
     values = noise(150, seed)
     values[120] += 30
-    assert [(i, f.view) for i, f in fed(values)] == [(i, f.view) for i, f in fed(values * unit)]
+    bank = Bank(2, SMALL)
+    found = [(i, f) for i, v in enumerate(values) for f in bank.step(300.0 * i, [v, v * unit])]
+    told = [[(i, f.view) for i, f in found if f.series == number] for number in (0, 1)]
+    assert told[0] == told[1]
 
 
 @given(st.integers(4, 200), st.floats(1e-6, 0.05))

@@ -94,6 +94,7 @@ class Bank:
         scores = 2 * len(VIEWS)
         self._at = np.full(size, -np.inf)
         self._seen = np.zeros(size, np.intp)
+        self._since = np.zeros(size, np.intp)
         self._last = np.zeros(size)
         self._near = np.zeros((size, rule.near))
         self._off = np.zeros((size, rule.near))
@@ -116,21 +117,28 @@ class Bank:
         if values.shape != self._at.shape:
             raise ValueError(f"{values.shape} values for a bank of {self._at.size}: give one each")
         at = np.broadcast_to(np.asarray(at, np.float64), values.shape)
-        rows = np.flatnonzero(np.isfinite(values) & (np.abs(values) < _BEYOND) & (at > self._at))
+        rows = np.flatnonzero(
+            np.isfinite(values) & (np.abs(values) < _BEYOND) & np.isfinite(at) & (at > self._at)
+        )
         if not rows.size:
             return []
         x, when = values[rows], at[rows]
-        self._begin(rows, x)
+        self._begin(rows, x, when)
         scores, seen, expected = self._look(rows, x)
+        # With less than a window behind it, a sample can be compared with nothing.
+        scores[self._seen[rows] - self._since[rows] < self.rule.window] = 0.0
         found = self._judge(rows, when, scores, seen, expected)
         self._remember(rows, x, when, scores)
         return found
 
-    def _begin(self, rows: Rows, x: Array) -> None:
-        new = self._seen[rows] == 0
+    def _begin(self, rows: Rows, x: Array, at: Array) -> None:
+        """Start series anew that are new, or of which nothing was heard for as long as `near`
+        reaches: where they went meanwhile is unknown, and no jump."""
+        new = at - self._at[rows] > self.rule.near * self.rule.cadence_s
         first = rows[new]
         self._near[first] = self._base[first] = x[new, None]
         self._last[first] = x[new]
+        self._since[first] = self._seen[first]
 
     def _look(self, rows: Rows, x: Array) -> tuple[Array, Array, Array]:
         """Scores (rows, views), and what was seen and expected."""
@@ -172,7 +180,7 @@ class Bank:
         place = (seen[ends] // rule.window) % rule.base
         self._base[rows[ends], place] = level[ends]
         self._base_move[rows[ends], place] = move[ends]
-        first = seen + 1 == rule.window
+        first = seen + 1 - self._since[rows] == rule.window
         self._base[rows[first]] = level[first, None]
         self._base_move[rows[first]] = move[first, None]
 
