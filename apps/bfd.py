@@ -48,10 +48,15 @@ class Bfd:
         """Whether a link is about to be watched, but is not yet."""
         ends = self._ends(link)
         if ends is None:
-            return False
+            return _cable(link) not in self._without and self._told_soon(link)
         since = self._up.get(_cable(link))
         up = all(end.enabled and end.up for end in ends)
         return not up or since is None or time.monotonic() - since < SETTLE_S
+
+    def _told_soon(self, link: Link) -> bool:
+        """Whether the databases know both switches, and so will tell of their new ports."""
+        known = {datapath for s in self._servers.values() for datapath, _ in s.interfaces}
+        return {link.datapath, link.to_datapath} <= known
 
     def _ends(self, link: Link) -> tuple[Interface, Interface] | None:
         """Both ends in the databases; None where BFD cannot watch the link."""

@@ -10,6 +10,7 @@ import pytest
 
 from controller.client import Client
 from controller.model.nouns import Watch
+from mininet_labs import netns
 from mininet_labs.deployment import wait_until
 from mininet_labs.traffic import Flow, Stream, probe
 from topologies.generate import leaf_spine
@@ -24,7 +25,9 @@ SETTINGS = {
     "PLEACH_SOUTHBOUND__DAMPING__CUTOFF": "1000",
     "PLEACH_SOUTHBOUND__DAMPING__MAX_S": "3600",
 }
-RATE = 200
+#: A switch in user space that has to wait for a second still has room for what comes meanwhile.
+RATE = 100
+OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,64 @@ def test_a_failure_and_its_repair_leave_the_core_as_it_was(world, guests):
     world.lab.link_up("leaf1", "spine1")
     wait_dead(world, 0)
     assert world.tables(*world.lab.edges, *world.lab.cores) == everything
+
+
+@pytest.fixture
+def more_cables(world):
+    """Makes cables that the lab does not know of, and takes them away again."""
+    made = []
+
+    def cable(a, b, name, prepare=lambda port: None):
+        ends = {f"{name}a": a, f"{name}b": b}
+        netns.call("ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b")
+        for port, switch in ends.items():
+            netns.call("ethtool", "-K", port, *OFFLOADS)
+            netns.call("ip", "link", "set", port, "mtu", "1600", "up")
+            prepare(port)
+            made.append((switch, port))
+            # Open vSwitch takes other people's filters off a port, unless told that it has none.
+            untouched = ("qos=@none", "--", "--id=@none", "create", "QoS", "type=linux-noop")
+            world.lab.vsctl("add-port", switch, port, "--", "set", "Port", port, *untouched)
+        return [(world.lab.dpid(s), world.lab.port_number(p)) for p, s in ends.items()]
+
+    yield cable
+    for switch, port in made:
+        world.lab.vsctl("del-port", switch, port)
+    for _, port in made[::2]:
+        netns.call("ip", "link", "del", port)
+    wait_dead(world, 0)
+
+
+def test_a_parallel_cable_carries_what_is_left(world, guests, more_cables):
+    ends = more_cables("leaf1", "spine1", "twin")
+    wait_until(lambda: all(e in links(world) and links(world)[e].up for e in ends), "it is up")
+    world.applied()
+    reach_all(guests)
+    for spine in ("spine1", "spine2"):
+        world.lab.link_down("leaf1", spine)
+    wait_until(lambda: sum(k.up for k in links(world).values()) == 2 * 5, "leaf1 has but the twin")
+    world.applied()
+    reach_all(guests)
+    for spine in ("spine1", "spine2"):
+        world.lab.link_up("leaf1", spine)
+
+
+def no_bfd(port):
+    """Let everything out of a port but BFD (UDP to port 3784, RFC 5881)."""
+    filtering = ["qdisc add dev {} root handle 5: htb default 1"]
+    filtering += ["class add dev {} parent 5: classid 5:1 htb rate 10gbit quantum 3200"]
+    filtering += ["class add dev {} parent 5: classid 5:2 htb rate 10gbit quantum 3200"]
+    filtering += ["qdisc add dev {} parent 5:2 tbf rate 8bit burst 10b limit 10b"]
+    match = "u32 match ip protocol 17 0xff match ip dport 3784 0xffff"
+    filtering += [f"filter add dev {{}} parent 5: protocol ip {match} flowid 5:2"]
+    netns.batch("tc", [line.format(port) for line in filtering])
+
+
+def test_a_link_that_carries_no_bfd_is_watched_by_lldp(world, guests, more_cables):
+    ends = more_cables("leaf1", "leaf2", "deaf", no_bfd)
+    wait_until(lambda: all(e in links(world) for e in ends), "it is discovered")
+    assert not any(links(world)[e].up for e in ends)
+    wait_until(lambda: all(links(world)[e].up for e in ends), "it is used without BFD")
+    assert {links(world)[e].watch for e in ends} == {Watch.PORT}
+    world.applied()
+    reach_all(guests)
