@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 #: The chance that noise has a period.
-SIGNIFICANCE = 0.005
+SIGNIFICANCE = 0.002
 #: What comes fewer times is a trend as far as anyone can tell.
 CYCLES_LEAST = 4
 #: Shorter series, and such with more gaps, tell no periods.
@@ -57,14 +57,13 @@ def periods(values: ArrayLike, most: int = 3) -> tuple[Period, ...]:
     background = _background(power)
     over = power / background
     bound = -np.log(-np.expm1(np.log1p(-SIGNIFICANCE) / over.size))
-    whitened = _autocorrelation(steady, background)
     found: list[Period] = []
     taken: list[float] = []
     for cycles in _candidates(over, float(bound)):
         length = size / cycles
         if len(found) == most or any(_related(cycles, other) for other in taken):
             continue
-        if _confirmed(whitened, length):
+        if _confirmed(_autocorrelation(steady, background, taken), length):
             taken.append(cycles)
             found.append(Period(length, _strength(power, cycles)))
     return tuple(sorted(found, key=lambda period: -period.strength))
@@ -140,11 +139,16 @@ def _strength(power: Array, cycles: float) -> float:
     return float(power[bins.astype(int)].sum() / power.sum())
 
 
-def _autocorrelation(steady: Array, background: Array) -> Array:
-    """Of the series with its background made flat; zero-padded, so that ends do not meet."""
+def _autocorrelation(steady: Array, background: Array, taken: list[float]) -> Array:
+    """Of the series with its background made flat and without the peaks (in cycles) that are
+    explained already; zero-padded, so that ends do not meet."""
     spectrum = np.fft.rfft(steady)
     flat = np.zeros_like(spectrum)
     flat[1 : background.size + 1] = spectrum[1 : background.size + 1] / np.sqrt(background)
+    for cycles in taken:
+        every = np.rint(np.arange(1, int(background.size / cycles) + 1) * cycles).astype(int)
+        for aside in range(-3, 4):
+            flat[np.clip(every + aside, 0, flat.size - 1)] = 0.0
     white = np.fft.irfft(flat, steady.size)
     padded = np.fft.rfft(white, 2 * steady.size)
     product = np.fft.irfft(np.abs(padded) ** 2)[: steady.size]
