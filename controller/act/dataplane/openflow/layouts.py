@@ -134,7 +134,8 @@ class Layout:
         """Where the entries of this layout end that follow each other from `at` on; `at` itself
         where there is none. Lengths are among what is compared, so all of them are whole."""
         length, mask, agreed = self.length, self._mask, self._agreed
-        while int.from_bytes(data[at : at + length], "big") & mask == agreed:
+        number = int.from_bytes  # big-endian, unless said otherwise
+        while number(data[at : at + length]) & mask == agreed:
             at += length
         return at
 
@@ -204,6 +205,9 @@ def _made(make: Callable[..., Iterable[Act]], rows: Sequence[tuple[int, ...]]) -
 
 def _shared(rows: Sequence[A], make: Callable[[Sequence[A]], Iterable[B]]) -> Iterable[B]:
     """What `make` gives of each row; one object for rows that are equal, where many are."""
+    # All the same is what most columns are.
+    if rows[0] == rows[-1] and rows.count(rows[0]) == len(rows):
+        return repeat(*make(rows[:1]), len(rows))
     distinct = list(set(rows))
     if 2 * len(distinct) > len(rows):
         return make(rows)
