@@ -23,7 +23,7 @@ NOW = datetime.now(UTC)
 
 
 def event(kind: str, at: float = 0.0, id_: str | None = None, **data: object) -> dict[str, Any]:
-    """An event dated `at` seconds after the tests began."""
+    """An event dated `at` seconds after the test began."""
     when = (NOW + timedelta(seconds=at)).isoformat()
     return {
         "specversion": "1.0",
@@ -43,6 +43,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def served(shared: Running) -> Iterator[Running]:
+    global NOW
+    NOW = datetime.now(UTC)
     yield shared
     wipe(shared)
 
