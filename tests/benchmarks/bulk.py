@@ -63,7 +63,7 @@ main()
 
 def run(options: Options) -> Json:
     """Install, read, encode and decode; in fewer rounds where it is to be quick."""
-    rounds = 3 if options.quick else 15
+    rounds = 7 if options.quick else 15
     seldom_collect()
     made = entries(FLOWS)
     flows = [entry for entry in made if isinstance(entry, Flow)]

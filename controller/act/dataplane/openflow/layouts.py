@@ -207,7 +207,8 @@ def _shared(rows: Sequence[A], make: Callable[[Sequence[A]], Iterable[B]]) -> It
     """What `make` gives of each row; one object for rows that are equal, where many are."""
     # All the same is what most columns are.
     if rows[0] == rows[-1] and rows.count(rows[0]) == len(rows):
-        return repeat(*make(rows[:1]), len(rows))
+        [same] = make(rows[:1])
+        return repeat(same, len(rows))
     distinct = list(set(rows))
     if 2 * len(distinct) > len(rows):
         return make(rows)
