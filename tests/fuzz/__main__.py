@@ -1,7 +1,7 @@
 """Look for bytes that break something: `python -m tests.fuzz [--seconds N] TARGET`.
 
-Needs atheris, which is none of the dependencies: `.venv/bin/python -m pip install atheris`. What was
-found worth keeping, and what broke something, lies in `.build/fuzz/TARGET`.
+Needs atheris, which is none of the dependencies: `.venv/bin/python -m pip install atheris`. What
+was found worth keeping, and what broke something, lies in `.build/fuzz/TARGET`.
 """
 
 from __future__ import annotations
