@@ -26,6 +26,7 @@ BENCHMARKS = {
     "behaviour": False,
     "ingest": False,
     "bulk": True,
+    "bandwidth": False,
     "paths": False,
     "paths_scale": False,
     "store": False,
