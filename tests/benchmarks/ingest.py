@@ -10,9 +10,10 @@ sends again.
 `values_per_cpu_s`: values by CPU seconds of the brain, from the first request until all hours
 are packed, without those of starting again. `values_per_wall_s`: values by the seconds of
 sending them, without those in which there was no brain. `values_per_s` is the lesser.
-`one_tick_values_per_s`: by CPU seconds, of the last hour's requests. `vm_day_query_ms`: the
-whole request for one VM's day, all metrics, as samples; the median. Everything is read again
-at the end, and compared with what was acknowledged.
+`one_tick_values_per_s`: by CPU seconds, of the last hour's requests, which come at 50,000
+values a second; `event_*` is how long events take meanwhile, and before (`idle`).
+`vm_day_query_ms`: the whole request for one VM's day, all metrics, as samples; the median.
+Everything is read again at the end, and compared with what was acknowledged.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ COLUMNS = (*GAUGES, *(f"{name}_total" for name in COUNTERS))
 SEED = 7
 #: Connections that send at the same time.
 THREADS = 8
+#: Values per second at which events are told beside, and how long each takes.
+AGREED = 50_000
 HOUR_S = 3_600
 
 
@@ -102,9 +105,11 @@ def _measure(deployment: Deployment, size: Size) -> Json:
     deaths = {len(many) * number // size.kills for number in range(1, size.kills)}
     with Senders(brain, tokens) as senders:
         send(brain, world, senders, many, deaths)
+        with Events(deployment) as idle:
+            time.sleep(5)
         cpu = brain.cpu()
         with Events(deployment) as events:
-            send(brain, world, senders, single, set())
+            send(brain, world, senders, single, set(), size.vms * len(METRICS) / AGREED)
         single_cpu = brain.cpu() - cpu
     say("sent; killed once more while hours are packed")
     wait_until(lambda: len(list(raw.glob("*.parquet"))) >= 6, "some hours are packed", 300)
@@ -136,6 +141,8 @@ def _measure(deployment: Deployment, size: Size) -> Json:
         "one_tick_values_per_s": round(size.vms * len(single) * len(METRICS) / single_cpu),
         "vm_day_query_cpu_ms": round(day_cpu * 1000, 1),
         "vm_day_query_p95_ms": round(percentile(days, 0.95), 1),
+        "event_idle_p50_ms": round(percentile(idle.took_ms, 0.5), 1),
+        "event_idle_p99_ms": round(percentile(idle.took_ms, 0.99), 1),
         "event_p50_ms": round(percentile(events.took_ms, 0.5), 1),
         "event_p99_ms": round(percentile(events.took_ms, 0.99), 1),
         "kills": brain.kills,
@@ -363,21 +370,31 @@ class Events:
 
 
 def send(
-    brain: Brain, world: World, senders: Senders, chunks: list[tuple[int, int]], deaths: set[int]
+    brain: Brain,
+    world: World,
+    senders: Senders,
+    chunks: list[tuple[int, int]],
+    deaths: set[int],
+    pace_s: float = 0.0,
 ) -> None:
-    """Send chunks of ticks, each by all hosts at once; the brain dies in the middle of those
-    whose numbers are in `deaths`."""
+    """Send chunks of ticks, each by all hosts at once and every `pace_s` seconds at most; the
+    brain dies in the middle of those whose numbers are in `deaths`."""
     began = time.monotonic()
     away_s = 0.0
+    spare_s = 0.0
     for number, (first, ticks) in enumerate(chunks):
         for host, batch in enumerate(world.batches(first, ticks)):
             senders.put(host, batch)
         if number in deaths:
             away_s += brain.kill_and_launch()
         senders.wait()
+        spare = began + (number + 1) * pace_s - time.monotonic()
+        if spare > 0:
+            spare_s += spare
+            time.sleep(spare)
         if number % max(1, len(chunks) // 10) == 0:
             say(f"{number} of {len(chunks)} rounds sent, {brain.cpu():.1f} CPU s")
-    brain.sending_s += time.monotonic() - began - away_s
+    brain.sending_s += time.monotonic() - began - away_s - spare_s
 
 
 def read_days(deployment: Deployment, world: World) -> list[float]:
