@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 from controller import __version__
-from controller.commands import admin, dpi, fabric, history, records, southbound, supervise, vm
+from controller.commands import (
+    admin,
+    dpi,
+    fabric,
+    forecast,
+    history,
+    records,
+    southbound,
+    supervise,
+    vm,
+)
 from controller.commands.common import PLACE, Failure, complain, settings
 from controller.settings import Framework
 
@@ -40,6 +50,7 @@ app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")
 app.add_typer(admin.config, name="settings")
 app.command("explain")(fabric.explain)
+app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
 
 Plain = Annotated[

@@ -60,8 +60,10 @@ def test_wide_and_narrow_forecasts_are_calibrated_apart():
 
 def test_without_misses_nothing_is_moved():
     told = np.arange(8.0).reshape(1, 2, 4)
-    nothing = calibrate(together([]))
-    np.testing.assert_array_equal(nothing.apply(told, np.ones(1)), told)
+    unknown = misses(np.full((1, 2), np.nan), told, np.ones(1))
+    for parts in ([], [unknown, unknown]):
+        nothing = calibrate(together(parts))
+        np.testing.assert_array_equal(nothing.apply(told, np.ones(1)), told)
 
 
 def test_few_misses_are_judged_with_those_of_all_leads():

@@ -79,7 +79,7 @@ def together(parts: list[Misses]) -> Misses:
     if not parts:
         return Misses(np.empty((0, len(QUANTILES))), np.empty(0), np.empty(0, dtype=np.intp))
     total = sum(len(part) for part in parts)
-    every = -(-total // _MOST)
+    every = max(1, -(-total // _MOST))
     return Misses(
         np.concatenate([part.over[::every] for part in parts]),
         np.concatenate([part.width[::every] for part in parts]),

@@ -69,6 +69,31 @@ def reasons(forecast: Forecast) -> list[str]:
     return [*lines, *why.notes]
 
 
+def document(forecast: Forecast) -> dict[str, Any]:
+    """The forecast as plain values, in the metric's own unit."""
+    why = forecast.reason
+    return {
+        "vm": forecast.vm,
+        "metric": forecast.metric.value,
+        "target": forecast.target.value,
+        "origin": forecast.origin,
+        "step": forecast.target.seconds,
+        "times": list(forecast.times),
+        "quantiles": {
+            f"{level:g}": forecast.quantiles[:, column].tolist()
+            for column, level in enumerate(QUANTILES)
+        },
+        "capacity": forecast.capacity,
+        "above_capacity": list(forecast.above_capacity),
+        "model": why.model,
+        "losses": why.losses,
+        "known_s": why.known * STEP,
+        "first": why.first,
+        "last": why.last,
+        "notes": list(why.notes),
+    }
+
+
 def picture(forecasts: Sequence[Forecast], past: Panel, path: Path) -> None:
     """Draw `forecasts` of one VM and metric, after the last two days of `past`, into `path`,
     whose ending says how: .png or .svg. Raises ValueError for other endings."""

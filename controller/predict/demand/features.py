@@ -123,6 +123,12 @@ def scales(panel: Panel, series: Array, target: Target, error: Array) -> Array:
     return np.asarray(np.maximum(np.where(short, 0.3 * mean, usable), least))
 
 
+def usual_scale(panel: Panel, target: Target) -> Array:
+    """The scale of each series over all of the panel, however long."""
+    error = seasonal_error(panel.values, DAY_BINS)
+    return scales(panel, target.series(panel.values), target, error)
+
+
 def known_quantiles(values: Array, levels: Iterable[float]) -> list[Array]:
     """For each level the smallest known value of a row that at least that share of the row's
     known values do not exceed; NaN where none is known."""

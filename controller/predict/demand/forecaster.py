@@ -20,13 +20,21 @@ from controller.predict.demand.events import Calendar, step_factors, without
 from controller.predict.demand.forecast import Forecast, Reason, sane
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.ledger import Ledger, Told
-from controller.predict.demand.models import Model
+from controller.predict.demand.models import Model, ask
 from controller.predict.demand.newcomers import ENOUGH, Peers
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import Scores
-from controller.predict.demand.series import STEP, Array, Metric, Panel, gaps_allowed
+from controller.predict.demand.series import DAY_BINS, STEP, Array, Metric, Panel, gaps_allowed
 from controller.predict.demand.targets import Target
-from controller.predict.demand.training import Retrained, horizon, retrain, target_scales
+from controller.predict.demand.training import (
+    HELD_OUT,
+    Retrained,
+    Trial,
+    horizon,
+    retrain,
+    target_scales,
+    trial,
+)
 
 #: Days of misses that intervals are calibrated by.
 _MISS_DAYS = 7
@@ -80,9 +88,30 @@ class Forecaster:
         if done.taken:
             for panel in clean:
                 self._peers[panel.metric] = newcomers.learn(panel, self.group_of)
-                for target, known in done.misses.items():
-                    self._misses[panel.metric, target, boosted.NAME] = [(panel.end, known)]
+                self._begin(panel, done.trials)
         return done
+
+    def _begin(self, panel: Panel, trials: Sequence[Trial]) -> None:
+        """Take what was told of held-out days for a record, where there is none yet; and the
+        misses of a new model, in any case, for those of the one before."""
+        for tried in trials:
+            model = tried.outcomes[0][0].model
+            for target in {told.target for told, _ in tried.outcomes}:
+                key = (panel.metric, target, model)
+                if model == boosted.NAME or key not in self._misses:
+                    self._misses[key] = [(panel.end, tried.misses(panel.metric, target))]
+            if not self.ledger.knows(panel.metric, model):
+                self.ledger.enter([o for o in tried.outcomes if o[0].metric is panel.metric])
+
+    def rehearse(self, panel: Panel, targets: Sequence[Target]) -> None:
+        """Try all models on the last days of `panel`, where no record of forecasts is at hand to
+        choose and calibrate by."""
+        past = without(panel, self._calendars(panel))
+        models = [m for m in self._candidates(past, True) if m.name != newcomers.NAME]
+        held = min(HELD_OUT * DAY_BINS, past.bins)
+        self._begin(
+            past, [t for t in (trial(m, [past], held, targets) for m in models) if t.outcomes]
+        )
 
     def settle(self, known: Panel) -> int:
         """Compare earlier forecasts with what came; how many were over."""
@@ -109,8 +138,9 @@ class Forecaster:
         models = self._candidates(past, candidates)
         forecasts: list[Forecast] = []
         told: list[Told] = []
-        for target, count in wanted.items():
-            words = {m.name: m.quantiles(past, target, count) for m in models}
+        every = {model.name: ask(model, past, wanted) for model in models}
+        for target in wanted:
+            words = {name: word[target] for name, word in every.items()}
             scores = self.ledger.scores(panel.metric, target, tuple(words), panel.names, panel.end)
             choice = self._choose(past, words, scores)
             names = list(words)

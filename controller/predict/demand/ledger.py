@@ -95,6 +95,12 @@ class Ledger:
                 "INSERT OR REPLACE INTO told VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
+    def enter(self, outcomes: Sequence[tuple[Told, Array]]) -> None:
+        """Keep the scores of forecasts with what came [series, steps]."""
+        with self._database:
+            for told, actual in outcomes:
+                self._enter(told, actual)
+
     def settle(self, known: Panel) -> list[tuple[Told, Misses]]:
         """Compare with `known` whatever was told of its metric and is over by its end, keep the
         scores, and return it with what it missed by. What is older than the panel is dropped."""
@@ -124,8 +130,9 @@ class Ledger:
         row = {model: at for at, model in enumerate(models)}
         out = Scores.none(models, len(names))
         found = self._database.execute(
-            "SELECT vm, model, day, forecasts, loss FROM score WHERE metric = ? AND target = ?",
-            (metric.value, target.value),
+            "SELECT vm, model, day, forecasts, loss FROM score"
+            " WHERE metric = ? AND target = ? AND day <= ?",
+            (metric.value, target.value, now // _DAY),
         )
         for vm, model, day, forecasts, total in found:
             if vm in place and model in row:
@@ -146,6 +153,13 @@ class Ledger:
             for model, count, total, error, steps, below in found
         ]
         return tuple(sorted(rows, key=lambda quality: quality.loss))
+
+    def knows(self, metric: Metric, model: str) -> bool:
+        """Whether any forecast of `metric` by `model` was settled."""
+        found = self._database.execute(
+            "SELECT 1 FROM score WHERE metric = ? AND model = ? LIMIT 1", (metric.value, model)
+        )
+        return found.fetchone() is not None
 
     def forget(self, before: int) -> None:
         """Drop scores of days before `before` (Unix s)."""

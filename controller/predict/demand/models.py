@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import Target
@@ -22,3 +23,19 @@ class Model(Protocol):
         after the panel's end; NaN where the model can say nothing of a series. Neither order
         nor sign of the quantiles is promised: `forecast.sane` sees to that."""
         ...
+
+
+@runtime_checkable
+class Joint(Protocol):
+    """A model that tells several targets of one past more quickly together."""
+
+    def many(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
+        """What `quantiles` tells of each target, for its number of steps."""
+        ...
+
+
+def ask(model: Model, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
+    """What `model` tells of several targets."""
+    if isinstance(model, Joint):
+        return model.many(past, steps)
+    return {target: model.quantiles(past, target, count) for target, count in steps.items()}

@@ -106,7 +106,7 @@ class Panel:
         end = self.end - (self.bins - bins) * STEP
         return Panel(self.metric, self.names, self.values[:, :bins], end, self.capacity)
 
-    def rows(self, chosen: Sequence[int] | NDArray[np.intp]) -> Panel:
+    def rows(self, chosen: Sequence[int] | NDArray[np.integer[Any]]) -> Panel:
         """Some of the series."""
         picked = np.asarray(chosen, dtype=np.intp)
         names = tuple(self.names[row] for row in picked)

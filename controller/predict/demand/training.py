@@ -8,7 +8,7 @@ good one goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from controller.predict.demand.conformal import Misses, misses, together
 from controller.predict.demand.features import scales, summarise
 from controller.predict.demand.forecast import sane
 from controller.predict.demand.keep import About, Kept, ModelStore
-from controller.predict.demand.models import Model
+from controller.predict.demand.ledger import Told
+from controller.predict.demand.models import Model, ask
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import loss
-from controller.predict.demand.series import DAY_BINS, HOUR_BINS, STEP, Array, Panel
+from controller.predict.demand.series import DAY_BINS, HOUR_BINS, STEP, Array, Metric, Panel
 from controller.predict.demand.targets import Target
 
 log = logging.getLogger(__name__)
@@ -33,16 +34,29 @@ HELD_OUT = 3
 _EVERY = 3 * HOUR_BINS + 1
 #: How much worse than the model in use a new one may be on the same days.
 _WORSE = 1.05
+#: Series of a metric that models are tried on, at most.
+_TRIED = 500
 #: Least past, in bins, for learning: a week, the held-out days included.
 LEAST = 7 * DAY_BINS
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model on held-out days: mean loss over targets, and the misses of each."""
+    """A model on held-out days: the mean loss over all targets, and what it told with what
+    came [series, steps]."""
 
     loss: float
-    misses: Mapping[Target, Misses]
+    outcomes: tuple[tuple[Told, Array], ...]
+
+    def misses(self, metric: Metric, target: Target) -> Misses:
+        """What its forecasts missed by."""
+        return together(
+            [
+                misses(came, told.quantiles, told.scale)
+                for told, came in self.outcomes
+                if told.target is target and told.metric is metric
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,8 @@ class Retrained:
     kept: Kept | None
     taken: bool
     reason: str
-    misses: Mapping[Target, Misses]
+    #: Of the new model and of the seasonal naive one, if it was taken.
+    trials: tuple[Trial, ...] = ()
 
 
 def horizon(target: Target) -> int:
@@ -98,26 +113,32 @@ def retrain(
     about = store.put(model, _about(family, panels, now, held, new.loss, naive.loss))
     log.info("a new model is in use", extra={"family": family, "loss": round(new.loss, 4)})
     reason = f"loss {new.loss:.3f} on {HELD_OUT} held-out days, seasonal naive {naive.loss:.3f}"
-    return Retrained(Kept(model, about), True, reason, new.misses)
+    return Retrained(Kept(model, about), True, reason, (new, naive))
 
 
-def trial(model: Model, panels: Sequence[Panel], held: int) -> Trial:
+def trial(
+    model: Model, panels: Sequence[Panel], held: int, targets: Sequence[Target] = tuple(Target)
+) -> Trial:
     """Forecasts by `model` in the last `held` bins, each from what was known before it."""
     losses: list[float] = []
-    found: dict[Target, list[Misses]] = {target: [] for target in Target}
-    for panel in panels:
+    outcomes: list[tuple[Told, Array]] = []
+    for whole in panels:
+        every = -(-len(whole) // _TRIED)
+        panel = whole.rows(range(0, len(whole), every))
         for at in range(panel.bins - held, panel.bins - DAY_BINS + 1, _EVERY):
             past = panel.until(at)
-            units = target_scales(past, tuple(Target))
-            for target in Target:
-                steps = horizon(target)
-                told = sane(model.quantiles(past, target, steps), np.full(len(past), np.nan))
-                come = target.series(panel.values[:, at : at + steps * target.bins])
-                each = loss(come, told, units[target])
+            units = target_scales(past, targets)
+            words = ask(model, past, {target: horizon(target) for target in targets})
+            for target, word in words.items():
+                word = sane(word, np.full(len(past), np.nan))
+                came = target.series(panel.values[:, at : at + word.shape[1] * target.bins])
+                each = loss(came, word, units[target])
                 losses += each[np.isfinite(each)].tolist()
-                found[target].append(misses(come, told, units[target]))
-    mean = float(np.mean(losses)) if losses else float("nan")
-    return Trial(mean, {target: together(parts) for target, parts in found.items()})
+                told = Told(
+                    panel.metric, target, model.name, past.end, past.names, word, units[target]
+                )
+                outcomes.append((told, came))
+    return Trial(float(np.mean(losses)) if losses else float("nan"), tuple(outcomes))
 
 
 def _about(
@@ -133,7 +154,7 @@ def _not_taken(current: Kept | None, family: str, why: str) -> Retrained:
         "no new model is taken",
         extra={"family": family, "cause": why, "goes_on": current is not None},
     )
-    return Retrained(current, False, why, {})
+    return Retrained(current, False, why)
 
 
 def load_all(store: ModelStore, families: Sequence[str]) -> dict[str, Boosted]:
