@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ def fill(
     np.add.at(spent, resource[still], share[still] * rates[user[still]])
     events = _Events.of(resource, user, share, weight, lower, upper)
     entries = np.flatnonzero(rising[user])
+    count = len(capacity)
     while len(entries):
         at, who, part = resource[entries], user[entries], share[entries]
-        base = spent.copy()
-        np.add.at(base, at, part * lower[who])
-        events = events.of_users(rising)
+        base = spent + np.bincount(at, weights=part * lower[who], minlength=count)
         level = events.levels(capacity - base)
         first_of_user = np.full(len(upper), np.inf)
         np.minimum.at(first_of_user, who, level[at])
-        first_near = np.full(len(capacity), np.inf)
+        first_near = np.full(count, np.inf)
         np.minimum.at(first_near, at, first_of_user[who])
         full = np.isfinite(level) & (level <= first_near)
         stopping = full[at]
@@ -67,8 +67,13 @@ def fill(
         bottleneck[stopped] = np.where(reached < upper[stopped], at[stopping], -1)
         rising[stopped] = False
         settled = ~rising[who]
-        np.add.at(spent, at[settled], part[settled] * rates[who[settled]])
-        entries = entries[~settled]
+        spent += np.bincount(
+            at[settled], weights=part[settled] * rates[who[settled]], minlength=count
+        )
+        # Who stops only leaves more to others: what could not fill now never will.
+        can_fill = np.isfinite(level)
+        entries = entries[~settled & can_fill[at]]
+        events = events.kept(rising, can_fill)
     return Filled(rates, bottleneck)
 
 
@@ -105,9 +110,9 @@ class _Events:
             int(resource.max(initial=-1)) + 1,
         )
 
-    def of_users(self, wanted: npt.NDArray[np.bool_]) -> _Events:
-        """Only those of some users."""
-        kept = wanted[self.user]
+    def kept(self, users: Flags, resources: Flags) -> _Events:
+        """Only those of some users at some resources."""
+        kept = np.flatnonzero(users[self.user] & resources[self.resource])
         return _Events(
             self.resource[kept], self.user[kept], self.level[kept], self.slope[kept], self.resources
         )
@@ -118,26 +123,25 @@ class _Events:
         found = np.full(len(room), np.inf)
         if not len(self.resource):
             return found
-        first = np.ones(len(self.resource), dtype=bool)
-        first[1:] = np.diff(self.resource) != 0
-        start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-        before = np.maximum(_running(self.slope, first, start) - self.slope, 0.0)
-        step = np.diff(self.level, prepend=self.level[:1])
-        load = _running(np.where(first, 0.0, before * step), first, start)
-        space = np.maximum(room, 0.0)[self.resource]
+        heads = np.flatnonzero(np.diff(self.resource, prepend=-1))
+        counts = np.diff(heads, append=len(self.resource))
+        before = np.maximum(_running(self.slope, heads, counts) - self.slope, 0.0)
+        grown = before * np.diff(self.level, prepend=0.0)
+        grown[heads] = 0.0
+        load = _running(grown, heads, counts)
+        space = np.repeat(np.maximum(room, 0.0)[self.resource[heads]], counts)
         # What only rounding keeps from reaching the room has reached it.
         reached = np.flatnonzero(load >= space * (1 - 1e-12))
-        where, which = np.unique(self.resource[reached], return_index=True)
-        event = reached[which]
+        # Events are in order of resources: the first of each is where the number changes.
+        event = reached[np.flatnonzero(np.diff(self.resource[reached], prepend=-1))]
         over = np.maximum(load[event] - space[event], 0.0)
         back = np.divide(over, before[event], out=np.zeros(len(event)), where=before[event] > 0)
-        found[where] = self.level[event] - back
+        found[self.resource[event]] = self.level[event] - back
         return found
 
 
-def _running(values: Floats, first: npt.NDArray[np.bool_], start: Ints) -> Floats:
-    """Cumulative sums that begin anew at each `first`."""
+def _running(values: Floats, heads: Ints, counts: Ints) -> Floats:
+    """Cumulative sums that begin anew at each of `heads`."""
     total = np.cumsum(values)
-    offset = (total - values)[start]
-    running: Floats = total - offset
+    running: Floats = total - np.repeat(total[heads] - values[heads], counts)
     return running
