@@ -118,7 +118,8 @@ def _parse(
     if kind in _RAW or described in _DESCRIPTIONS:
         return Reply(connection, kind, data)
     ports = kind == wire.PORT_STATUS or described == wire.MP_PORT_DESC
-    if ports and len(connection.ports or ()) > MAX_PORTS:
+    # A port may change before the switch has told its ports: there is no such attribute then.
+    if ports and len(getattr(connection, "ports", None) or ()) > MAX_PORTS:
         log.error(
             "a switch is sent away: it tells of more than %d ports",
             MAX_PORTS,

@@ -129,9 +129,10 @@ def test_an_interface_that_goes_away(peer: socket.socket) -> None:
 
 
 def test_without_the_right_to(peer: socket.socket) -> None:
-    script = f"from controller.observe.applications.capture import Sniffer; Sniffer({PORT!r})"
+    # Imported before, because the tree may lie where only root can read.
+    load = "import os; from controller.observe.applications.capture import Sniffer"
     done = subprocess.run(
-        [sys.executable, "-c", f"import os; os.setuid(65534); {script}"],
+        [sys.executable, "-c", f"{load}; os.setuid(65534); Sniffer({PORT!r})"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps import framework  # noqa: F401 - which must not undo what is mended
+from apps import framework
 from apps.framework_base import PARSERS, module, plain_hello
 from controller.act.dataplane.openflow import wire
 
@@ -89,3 +89,22 @@ def test_a_property_without_a_length_is_refused(version: str) -> None:
     head = struct.pack(">IHxx6sxx16sII", 1, 48, bytes(6), b"eth1", 0, 0)
     with pytest.raises(ValueError):
         port.parser(head + bytes(8), 0)
+
+
+def test_a_port_may_change_before_the_switch_has_told_its_ports() -> None:
+    told = []
+
+    class Young:
+        """A connection of which nothing is known yet."""
+
+        address = ("192.0.2.1", 6653)
+
+        def close(self) -> None:
+            told.append("closed")
+
+    changed = wire.HEADER.pack(framework.VERSION, wire.PORT_STATUS, 88, 0) + struct.pack(
+        "!B7xIH2x6s2x16sII", 2, 1, 72, bytes(6), b"eth1", 0, 4
+    )
+    changed += struct.pack("!HH4xIIIIII", 0, 32, 0, 0, 0, 0, 10_000, 0)
+    message = framework._parse(Young(), framework.VERSION, wire.PORT_STATUS, 88, 0, changed)
+    assert (message.desc.port_no, told) == (1, [])
