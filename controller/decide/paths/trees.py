@@ -19,9 +19,11 @@ from controller.decide.paths.network import Floats, Ints, Network
 MAX_TREES = 16
 
 #: A link costs this many times more for each earlier tree in which its switch took it.
-_AVOID = 2.0
-#: Costs are varied by this share, which picks among equal ways.
-_VARIED = 0.05
+_AVOID = 1.6
+#: Logarithm of the factor that costs are varied by, one standard deviation: trees that only
+#: avoid each other go the same few ways everywhere. Of 60 random networks of 5 to 14 nodes, the
+#: optimum over paths on 16 trees is then that over all paths in 59; without in 50.
+_VARIED = 1.0
 #: Two costs are equal when they differ by less than this share.
 _TIE = 1e-9
 
@@ -117,6 +119,7 @@ def different(
     """
     random = np.random.default_rng(seed)
     table = network.link_table()
+    level = np.full(len(network.links), float(network.cost.mean() if len(network.links) else 1.0))
     reaching = np.isfinite(network.towards(edges, network.cost)[0])
     following = np.full((len(edges), count, len(network.nodes)), -1, dtype=np.int64)
     for number, edge in enumerate(edges.tolist()):
@@ -131,11 +134,12 @@ def different(
         for attempt in range(3 * count):
             if not free:
                 break
-            price = network.cost * _AVOID**taken
+            # Costs may differ by so much that avoiding would never turn to the dear ones.
+            price = (network.cost if attempt % 2 == 0 else level) * _AVOID**taken
             if attempt == 1 and network.latency.any():
                 price = network.latency + _TIE * network.cost
             elif attempt:
-                price = price * (1.0 + _VARIED * random.random(len(taken)))
+                price = price * np.exp(_VARIED * random.standard_normal(len(taken)))
             tree = np.maximum(network.towards(np.array([edge]), price)[1][0], -1)
             _take(taken, table, tree)
             if tree.tobytes() not in found:
