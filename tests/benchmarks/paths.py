@@ -3,7 +3,8 @@
 `--data` is a folder with a link table (a text file of lines `index source target OSPF capacity`)
 beside matrices (`*TM.gz`, a line each, row-major), or with a node-link graph (`*.json`) beside
 `*.hist` (matrices), and where given `*.opt` (an optimum a line) with `tunnels.txt`. Rates are
-in the unit of the capacities up to a factor, since only ratios are measured.
+in the unit of the capacities up to a factor, since only ratios are measured. Without `--data`
+a small network and its traffic are made up.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from controller.decide.paths.optimum import Optimum, over_paths
 from controller.decide.paths.plan import Plan, decide
 from controller.decide.paths.robust import Aim, choose
 from tests.benchmarks.harness import Json, Options, say
+from tests.benchmarks.wide import days, wan
 
 BULK = TrafficClass("bulk")
 #: Matrices that a decision looks back on, which is more than its scenarios need.
 LOOK_BACK = 300
 #: Matrices of a day: 5 min apart with a link table, 15 min apart with a graph.
 TABLE_DAY, GRAPH_DAY = 288, 96
+#: What is made up, where there is no folder.
+MADE_UP_DAY, SEED = 48, 7
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,7 @@ class Data:
 
 def run(options: Options) -> Json:
     """Measure on one folder; ValueError where it has none of the known forms."""
-    if options.data is None:
-        raise ValueError("paths: give --data with a folder of traffic matrices")
-    data = read(options.data)
+    data = read(options.data) if options.data else _made_up()
     network, names = data.network, data.network.nodes
     yardstick = Optimum(network, np.arange(len(names)))
     say(f"{len(names)} nodes, {len(network.links)} links, {len(data.matrices)} matrices")
@@ -81,7 +83,7 @@ def run(options: Options) -> Json:
             scored[name].append(float((loads / network.capacity).max() / optima[t]))
         if count % 50 == 0:
             say(f"matrix {t}:", *(f"{name} {np.mean(v):.4f}" for name, v in scored.items()))
-    result: Json = {"matrices_scored": len(times)}
+    result: Json = {"data": str(options.data or "made up"), "matrices_scored": len(times)}
     for name, ratios in scored.items():
         result[f"{name}_over_optimal_mean"] = round(float(np.mean(ratios)), 4)
         result[f"{name}_over_optimal_p95"] = round(float(np.quantile(ratios, 0.95)), 4)
@@ -101,6 +103,10 @@ def read(folder: Path) -> Data:
     if graphs:
         return _read_graph(graphs[0])
     raise ValueError(f"{folder}: neither *TM.gz with a link table nor *.json with *.hist")
+
+
+def _made_up() -> Data:
+    return Data(wan(10, 16, SEED), 1e9 * days(10, MADE_UP_DAY, 5 * MADE_UP_DAY, SEED), MADE_UP_DAY)
 
 
 def _read_table(file: Path) -> Data:

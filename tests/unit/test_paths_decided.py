@@ -237,6 +237,20 @@ def test_no_traffic_is_split_evenly_and_told() -> None:
         assert sum(way.buckets for way in plan.route("a", "d", "bulk").ways) == 32
 
 
+def test_pauses_alone_edges_and_islands_do_no_harm() -> None:
+    paused = constant({(0, 1): 20}, 2)
+    paused[2:4] = 0.0
+    plan = decide(DIAMOND, ["a", "d"], {BULK: paused, QUICK: paused}, options=FEW)
+    assert np.isfinite(plan.worst)
+    assert sum(way.buckets for way in plan.route("a", "d", "bulk").ways) == 32
+    assert decide(DIAMOND, ["a"], {BULK: np.zeros((3, 1, 1))}, options=FEW).worst == 0
+    apart = Network(("a", "b", "c", "d"), both_ways(("a", "b", 1, 0), ("c", "d", 1, 0)))
+    islands = decide(apart, ["a", "d"], {BULK: np.ones((3, 2, 2))}, options=FEW)
+    assert islands.route("a", "d", "bulk").ways == ()
+    with pytest.raises(PathsError, match="no link that is up"):
+        decide(Network(("a", "d"), ()), ["a", "d"], {BULK: paused})
+
+
 def test_gaps_are_mended_and_told() -> None:
     past = constant({(0, 1): 20}, 2)
     past[2, 0, 1] = math.nan

@@ -73,6 +73,12 @@ class Demand:
     optimum: Floats
 
     @property
+    def scale(self) -> Floats:
+        """(scenarios,): what a worst utilisation is measured in; 1 where nothing is sent."""
+        scale: Floats = np.where(self.optimum > 0, self.optimum, 1.0)
+        return scale
+
+    @property
     def expected(self) -> Floats:
         """(pairs,): mean over the scenarios."""
         expected: Floats = self.weights @ self.scenarios
@@ -172,12 +178,17 @@ def _aim(ground: Ground, demand: Demand, mine: Flags, below: Floats, options: Op
     if demand.traffic_class.objective is Objective.UTILISATION:
         cost = paths.cost[mine]
         short = _SHORT * cost / cost.mean() / len(ground.names) ** 2
-        return Aim(short, demand.weights, demand.optimum, -below)
-    length = paths.latency if ground.network.latency.any() else paths.cost
+        return Aim(short, demand.weights, demand.scale, -below)
+    length = _length(ground)
     share = demand.expected / demand.expected.sum()
     cost = (length / length[mine].mean() * share[paths.pair])[mine]
     room = options.ceiling - below
     return Aim(cost, _ABOVE_CEILING * demand.weights, np.ones(len(below)), room)
+
+
+def _length(ground: Ground) -> Floats:
+    """(paths,): latency, or costs where none was measured."""
+    return ground.paths.latency if ground.network.latency.any() else ground.paths.cost
 
 
 def _close(
@@ -192,11 +203,12 @@ def _close(
 
     def score(weights: Floats) -> float:
         if demand.traffic_class.objective is Objective.UTILISATION:
-            return float(demand.weights @ (_worst(ground, demand, background, weights) / optimum))
+            return float(
+                demand.weights @ (_worst(ground, demand, background, weights) / demand.scale)
+            )
         sent = demand.expected[ground.paths.pair] * weights
         over = _worst(ground, demand, background, weights) - options.ceiling
-        late = float(sent @ ground.paths.latency) / float(sent.sum())
+        late = float(sent @ _length(ground)) / float(sent.sum())
         return late + _ABOVE_CEILING * float(demand.weights @ np.maximum(over, 0.0))
 
-    optimum = demand.optimum
     return score(old) <= (1.0 + options.gain) * score(new)

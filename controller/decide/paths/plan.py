@@ -137,6 +137,8 @@ def decide(
     failed links; for a migration, matrices as `traffic.moved` makes them. PathsError names
     whatever cannot be used.
     """
+    if not network.links:
+        raise PathsError("the network has no link that is up: mend one, or add links")
     notes: list[str] = []
     coming = _coming(past, edges, options, forecasts or {}, notes)
     if len(edges) > options.many:
