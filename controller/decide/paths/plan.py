@@ -85,10 +85,10 @@ class Plan:
     trigger: str
     notes: tuple[str, ...]
     #: Worst link, mean over the scenarios: with this plan, evenly over shortest paths, and at
-    #: the optimum of each scenario (for a large fabric: no routing can be below).
+    #: the optimum of each scenario, which is not computed for a large fabric.
     worst: float
     even_worst: float
-    optimum: float
+    optimum: float | None
 
     def route(self, ingress: str, egress: str, traffic_class: str) -> Route:
         """One route; PathsError for names that the plan does not have."""
@@ -243,7 +243,7 @@ def _decide_large(
         f"{len(edges)} edges are more than {options.many}: one high matrix was spread, to within "
         f"{found.over_bound - 1:.2%} of the best possible; no hedge bounds other traffic"
     )
-    return _plan(base, plans, options, trigger, [*notes, *_cut(base, coming)], found.bound)
+    return _plan(base, plans, options, trigger, [*notes, *_cut(base, coming)], None)
 
 
 def _cut(base: Ground, coming: Mapping[TrafficClass, Scenarios]) -> list[str]:
@@ -257,7 +257,7 @@ def _plan(
     options: Options,
     trigger: str,
     notes: list[str],
-    best: float,
+    best: float | None,
 ) -> Plan:
     weights = plans[0].demand.weights
     load = sum(loads(base, plan.weights, plan.demand.scenarios) for plan in plans)
