@@ -16,7 +16,7 @@ import skops.io
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from controller.predict.demand.features import design, summarise, usual_scale
+from controller.predict.demand.features import design, summarise
 from controller.predict.demand.series import DAY_BINS, HOUR_BINS, WINDOW, Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
 
@@ -32,8 +32,6 @@ _CUT_SHARE = 0.15
 #: Moments of the past that rows come from, by the leads that are taken of each.
 _MOMENTS = {1: 400, 4: 200}
 _SHORTEST = 6
-#: What rows may count, least and most.
-_WEIGHTS = (0.1, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +139,10 @@ def train(
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
-    """Rows [rows, columns] with the scaled value that came [rows], and what each counts."""
+    """Rows [rows, columns] with the scaled value that came [rows]."""
 
     rows: NDArray[np.float32]
     values: Array
-    weights: Array
     columns: tuple[str, ...]
 
 
@@ -162,7 +159,7 @@ def _fit(learned: _Learned, level: float, how: Training) -> HistGradientBoosting
         early_stopping=False,
         random_state=how.seed,
     )
-    return model.fit(learned.rows, learned.values, learned.weights)
+    return model.fit(learned.rows, learned.values)
 
 
 def _rows(
@@ -180,27 +177,24 @@ def _rows(
     most = min(_MOMENTS[each], max(1, how.rows // (16 * each)))
     moments = min(most, bins - span - first + 1)
     series = max(1, how.rows // (each * moments * len(panels)))
-    units = [usual_scale(panel, target) for panel in panels]
     parts = []
     for at in np.sort(rng.choice(np.arange(first, bins - span + 1), moments, replace=False)):
-        for panel, usual in zip(panels, units, strict=True):
+        for panel in panels:
             picked = np.arange(len(panel))
             if len(picked) > series:
                 picked = np.sort(rng.choice(picked, series, replace=False))
-            parts.append(_moment(panel.rows(picked), usual[picked], int(at), target, each, rng))
+            parts.append(_moment(panel.rows(picked), int(at), target, each, rng))
     rows = np.concatenate([part.rows for part in parts])
     values = np.concatenate([part.values for part in parts])
-    weights = np.concatenate([part.weights for part in parts])
     if not len(rows):
         raise ValueError(f"nothing is known of {panels[0].metric}: there is nothing to learn")
     # The trees can do nothing with a column that no row knows: it becomes a constant.
     rows[:, ~np.isfinite(rows).any(axis=0)] = 0.0
-    return _Learned(rows, np.clip(values, -_FARTHEST, _FARTHEST), weights, parts[0].columns)
+    return _Learned(rows, np.clip(values, -_FARTHEST, _FARTHEST), parts[0].columns)
 
 
 def _moment(
     panel: Panel,
-    usual: Array,
     at: int,
     target: Target,
     each: int,
@@ -216,11 +210,9 @@ def _moment(
     future = panel.values[:, at : at + reach * target.bins]
     actual = target.series(future)[:, leads - 1]
     values = ((actual - made.base) / made.scale[:, None]).ravel()
-    # Errors count by the scale that they will be judged by, which is that of all the past.
-    weights = np.repeat(np.clip(made.scale / usual, *_WEIGHTS), len(leads))
     some = np.repeat(np.isfinite(past.values).any(axis=1), len(leads))
     usable = np.isfinite(values) & some
-    return _Learned(made.rows[usable], values[usable], weights[usable], made.columns)
+    return _Learned(made.rows[usable], values[usable], made.columns)
 
 
 def _leads(target: Target, reach: int, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
