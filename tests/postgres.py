@@ -86,7 +86,9 @@ class PostgresServer:
         log = self.directory / "log"
         while True:
             try:
-                self._run("pg_ctl", "start", "-s", "-w", "-D", str(self.data), "-l", str(log))
+                self._run(
+                    "pg_ctl", "start", "-s", "-w", "-t", "180", "-D", str(self.data), "-l", str(log)
+                )
                 return
             except RuntimeError:
                 # Children of one that was killed may still have its memory.
@@ -96,7 +98,7 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Stop it, ending connections."""
-        self._run("pg_ctl", "stop", "-s", "-w", "-D", str(self.data), "-m", "fast")
+        self._run("pg_ctl", "stop", "-s", "-w", "-t", "180", "-D", str(self.data), "-m", "fast")
 
     def kill(self) -> None:
         """End it as a crash would (SIGKILL); `start` recovers."""
