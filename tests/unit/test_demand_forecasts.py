@@ -21,7 +21,7 @@ from controller.predict.demand.series import DAY_BINS, Metric, Panel
 from controller.predict.demand.targets import Target
 
 DAYS = 9
-SMALL = Training(rows=1_500, iterations=10, leaf_rows=10)
+SMALL = Training(rows=1_500, iterations=15, leaf_rows=10, columns=0.5)
 HOURS = {Target.HOURS: 24}
 
 

@@ -19,7 +19,7 @@ from controller.predict.demand.series import DAY_BINS, Metric
 from controller.predict.demand.targets import Target
 from controller.predict.demand.training import retrain
 
-SMALL = Training(rows=1_000, iterations=5, leaf_rows=10)
+SMALL = Training(rows=1_000, bags=1, iterations=5, leaf_rows=10)
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +122,12 @@ def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, m
 
 def test_a_model_that_is_worse_is_not_taken(tmp_path, monkeypatch):
     store = ModelStore(tmp_path)
-    tiny = Training(rows=200, iterations=2, leaf_rows=10)
+    tiny = Training(rows=200, bags=1, iterations=2, leaf_rows=10)
     worse = train([panel_of(rhythm(8, 4))], training=tiny)
     store.put(worse, about())
-    for trees in worse.trees.values():
-        for tree in trees:
-            tree._baseline_prediction = tree._baseline_prediction + 50
+    for bags in worse.trees.values():
+        for model in (model for bag in bags for model in bag):
+            model._baseline_prediction = model._baseline_prediction + 50
     monkeypatch.setattr(boosted, "train", lambda *_, **__: worse)
     done = retrain(store, [panel_of(rhythm(8, 4))], MONDAY)
     assert not done.taken

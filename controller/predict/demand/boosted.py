@@ -13,37 +13,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import skops.io
-from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
+from controller.predict.demand.examples import Examples, examples
 from controller.predict.demand.features import design, summarise
-from controller.predict.demand.series import DAY_BINS, HOUR_BINS, WINDOW, Array, Panel
+from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
 
 NAME = "boosted"
 
 #: Types that scikit-learn's model consists of and skops does not know of by itself.
 _TRUSTED = ["sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
-#: Of the targets, in units of the scale: what is further out says that something happened, and
-#: not how much.
-_FARTHEST = 200.0
-#: Share of training rows whose past is cut short, so that short pasts are learned too.
-_CUT_SHARE = 0.15
-#: Moments of the past that rows come from, by the leads that are taken of each.
-_MOMENTS = {1: 400, 4: 200}
-_SHORTEST = 6
+#: Models of one target and quantile, whose mean is told.
+_Bag = tuple[HistGradientBoostingRegressor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How much to learn from, and how. `rows` is about the number of rows of a fit."""
+    """How much to learn from, and how. `rows` is about the number of rows of a fit; `columns`
+    the share of columns that each split may choose from. Few trees, each of few columns, and
+    two models of other rows: more trees only learned the VMs of the past by heart."""
 
-    rows: int = 160_000
-    iterations: int = 120
+    rows: int = 200_000
+    bags: int = 2
+    iterations: int = 60
     learning_rate: float = 0.1
     leaves: int = 31
     leaf_rows: int = 80
-    columns: float = 0.5
+    columns: float = 0.2
     seed: int = 0
 
 
@@ -53,7 +50,7 @@ class Boosted:
 
     family: str
     columns: Mapping[Target, tuple[str, ...]]
-    trees: Mapping[Target, tuple[HistGradientBoostingRegressor, ...]]
+    trees: Mapping[Target, tuple[_Bag, ...]]
     name: str = NAME
 
     def quantiles(self, past: Panel, target: Target, steps: int) -> Array:
@@ -85,7 +82,10 @@ class Boosted:
                     "this version makes: train it again"
                 )
             rows = made.rows.astype(np.float64)
-            told = [tree.predict(rows).reshape(made.base.shape) for tree in self.trees[target]]
+            told = [
+                np.mean([model.predict(rows) for model in bag], axis=0).reshape(made.base.shape)
+                for bag in self.trees[target]
+            ]
             scaled = np.stack(told, axis=-1)
             values = made.base[..., None] + made.scale[:, None, None] * scaled
             values[unknown] = np.nan
@@ -97,7 +97,7 @@ class Boosted:
         content = {
             "family": self.family,
             "columns": {str(target): list(names) for target, names in self.columns.items()},
-            "trees": {str(target): list(trees) for target, trees in self.trees.items()},
+            "trees": {str(t): [list(bag) for bag in bags] for t, bags in self.trees.items()},
         }
         return bytes(skops.io.dumps(content, compression=zipfile.ZIP_DEFLATED, compresslevel=1))
 
@@ -109,7 +109,7 @@ def load(data: bytes) -> Boosted:
         return Boosted(
             content["family"],
             {Target(target): tuple(names) for target, names in content["columns"].items()},
-            {Target(target): tuple(trees) for target, trees in content["trees"].items()},
+            {Target(t): tuple(tuple(bag) for bag in bags) for t, bags in content["trees"].items()},
         )
     # A damaged or foreign file may fail in any place of the reading.
     except Exception as error:
@@ -127,104 +127,32 @@ def train(
     families = {panel.metric.family for panel in panels}
     if len(families) != 1:
         raise ValueError(f"metrics of one family are learned together, not {sorted(families)}")
-    trees: dict[Target, tuple[HistGradientBoostingRegressor, ...]] = {}
+    trees: dict[Target, tuple[_Bag, ...]] = {}
     columns: dict[Target, tuple[str, ...]] = {}
     rng = np.random.default_rng(how.seed)
     for target in targets:
-        learned = _rows(panels, target, how, rng)
+        learned = examples(panels, target, how.bags * how.rows, rng)
         columns[target] = learned.columns
-        trees[target] = tuple(_fit(learned, level, how) for level in QUANTILES)
+        trees[target] = tuple(_fit(learned, level, how, rng) for level in QUANTILES)
     return Boosted(families.pop(), columns, trees)
 
 
-@dataclass(frozen=True, slots=True)
-class _Learned:
-    """Rows [rows, columns] with the scaled value that came [rows]."""
-
-    rows: NDArray[np.float32]
-    values: Array
-    columns: tuple[str, ...]
-
-
-def _fit(learned: _Learned, level: float, how: Training) -> HistGradientBoostingRegressor:
-    model = HistGradientBoostingRegressor(
-        loss="quantile",
-        quantile=level,
-        max_iter=how.iterations,
-        learning_rate=how.learning_rate,
-        max_leaf_nodes=how.leaves,
-        min_samples_leaf=how.leaf_rows,
-        max_features=how.columns,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=how.seed,
-    )
-    return model.fit(learned.rows, learned.values)
-
-
-def _rows(
-    panels: Sequence[Panel], target: Target, how: Training, rng: np.random.Generator
-) -> _Learned:
-    """Rows and scaled values from random moments of the past of random series."""
-    span = HOUR_BINS if target is Target.FIVE_MINUTES else DAY_BINS
-    bins = min(panel.bins for panel in panels)
-    first = min(WINDOW, bins // 3)
-    if bins < 2 * DAY_BINS:
-        raise ValueError(
-            f"{bins} bins of 5 minutes are too few to learn from: {2 * DAY_BINS} are needed"
+def _fit(learned: Examples, level: float, how: Training, rng: np.random.Generator) -> _Bag:
+    """As many models as `how` says, each of other rows: their mean errs less than any."""
+    models = []
+    for _ in range(how.bags):
+        rows, values = learned.draw(how.rows, rng)
+        model = HistGradientBoostingRegressor(
+            loss="quantile",
+            quantile=level,
+            max_iter=how.iterations,
+            learning_rate=how.learning_rate,
+            max_leaf_nodes=how.leaves,
+            min_samples_leaf=how.leaf_rows,
+            max_features=how.columns,
+            l2_regularization=1.0,
+            early_stopping=False,
+            random_state=int(rng.integers(2**31)),
         )
-    each = 1 if target is Target.DAY_PEAK else 4
-    most = min(_MOMENTS[each], max(1, how.rows // (16 * each)))
-    moments = min(most, bins - span - first + 1)
-    series = max(1, how.rows // (each * moments * len(panels)))
-    parts = []
-    for at in np.sort(rng.choice(np.arange(first, bins - span + 1), moments, replace=False)):
-        for panel in panels:
-            picked = np.arange(len(panel))
-            if len(picked) > series:
-                picked = np.sort(rng.choice(picked, series, replace=False))
-            parts.append(_moment(panel.rows(picked), int(at), target, each, rng))
-    rows = np.concatenate([part.rows for part in parts])
-    values = np.concatenate([part.values for part in parts])
-    if not len(rows):
-        raise ValueError(f"nothing is known of {panels[0].metric}: there is nothing to learn")
-    # The trees can do nothing with a column that no row knows: it becomes a constant.
-    rows[:, ~np.isfinite(rows).any(axis=0)] = 0.0
-    return _Learned(rows, np.clip(values, -_FARTHEST, _FARTHEST), parts[0].columns)
-
-
-def _moment(
-    panel: Panel,
-    at: int,
-    target: Target,
-    each: int,
-    rng: np.random.Generator,
-) -> _Learned:
-    """Rows of `each` leads as of bin `at`, with what came then."""
-    reach = min(target.steps, (panel.bins - at) // target.bins)
-    leads = np.sort(_leads(target, reach, each, rng))
-    past = panel.until(at)
-    if rng.random() < _CUT_SHARE:
-        past = _cut(past, rng)
-    made = design(summarise(past), target, leads)
-    future = panel.values[:, at : at + reach * target.bins]
-    actual = target.series(future)[:, leads - 1]
-    values = ((actual - made.base) / made.scale[:, None]).ravel()
-    some = np.repeat(np.isfinite(past.values).any(axis=1), len(leads))
-    usable = np.isfinite(values) & some
-    return _Learned(made.rows[usable], values[usable], made.columns)
-
-
-def _leads(target: Target, reach: int, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Different leads; of 5 minutes most in the next hour, which is asked for most."""
-    if target is not Target.FIVE_MINUTES or reach <= HOUR_BINS:
-        return rng.choice(np.arange(1, reach + 1), min(each, reach), replace=False)
-    near = rng.choice(np.arange(1, HOUR_BINS + 1), each - 1, replace=False)
-    return np.append(near, rng.integers(HOUR_BINS + 1, reach + 1))
-
-
-def _cut(past: Panel, rng: np.random.Generator) -> Panel:
-    """`past` as if the VMs had come a random time ago."""
-    kept = int(np.exp(rng.uniform(np.log(_SHORTEST), np.log(WINDOW))))
-    values = np.where(np.arange(past.bins) < past.bins - kept, np.nan, past.values)
-    return Panel(past.metric, past.names, values, past.end, past.capacity)
+        models.append(model.fit(rows, values))
+    return tuple(models)

@@ -56,6 +56,7 @@ class Summary:
     window: Array  # [series, WINDOW]
     levels: dict[str, Array] = field(default_factory=dict)  # in the metric's unit, to be shifted
     spreads: dict[str, Array] = field(default_factory=dict)  # in the metric's unit
+    counts: dict[str, Array] = field(default_factory=dict)  # of bins, and shares of them
     error: Array = field(default_factory=lambda: np.empty(0))  # of the seasonal naive, 5 minutes
 
 
@@ -80,6 +81,7 @@ def summarise(panel: Panel) -> Summary:
         out.spreads[f"move{bins}"] = moves.mean(bins)
     for bins in (12, 72, 288, 2016):
         out.spreads[f"std{bins}"] = trailing.deviation(bins)
+    out.counts |= _bursts(out)
     out.error = seasonal_error(window, DAY_BINS)
     return out
 
@@ -102,12 +104,27 @@ def design(summary: Summary, target: Target, leads: Sequence[int] | NDArray[np.i
         columns[name] = (_wide(value, shape) - base) / unit
     for name, value in (summary.spreads | spread).items():
         columns[name] = _wide(value, shape) / unit
+    for name, value in summary.counts.items():
+        columns[name] = _wide(value, shape)
     columns["base"] = base / unit
     columns["scale"] = _wide(scale / summary.panel.metric.resolution, shape)
     columns["lead"] = np.broadcast_to(steps.astype(np.float32), shape)
     columns |= _clock(summary.panel.end, target, steps, shape)
     stacked = np.stack([value.astype(np.float32) for value in columns.values()], axis=2)
     return Design(stacked.reshape(shape[0] * shape[1], -1), tuple(columns), base, scale)
+
+
+def _bursts(summary: Summary) -> dict[str, Array]:
+    """When values last were high (above the middle between median and peak of the day), and
+    how often they are."""
+    high = (summary.levels["q0.5of288"] + summary.levels["max288"]) / 2
+    with gaps_allowed():
+        above = summary.window[:, -7 * DAY_BINS :] > high[:, None]
+    backward = above[:, ::-1]
+    since = np.where(above.any(axis=1), np.argmax(backward, axis=1), above.shape[1])
+    before = np.argmax(~backward, axis=1)
+    shares = {f"high{bins}": above[:, -bins:].mean(axis=1) for bins in (12, 72, 288, 2016)}
+    return {"since_high": since.astype(np.float32), "high_for": before.astype(np.float32), **shares}
 
 
 def scales(panel: Panel, series: Array, target: Target, error: Array) -> Array:
@@ -257,8 +274,12 @@ def _hours(
         out["hours_max"] = np.fmax.reduce(minute[:, :6], axis=1)
         out["hours_min"] = np.fmin.reduce(minute[:, :6], axis=1)
         out["hours12_mean"] = np.nanmean(minute, axis=1)
-        near = [WINDOW + (leads - 1) % HOUR_BINS - HOUR_BINS * h + s for h in _DAY for s in (-1, 0)]
-        return out | _ranks("minute", np.stack([summary.window[:, at] for at in near], axis=1))
+        place = (leads - 1) % HOUR_BINS
+        near = [WINDOW + place - HOUR_BINS * hour + s for hour in _DAY for s in (-1, 0, 1)]
+        pool = [summary.window[:, np.minimum(at, WINDOW - 1)] for at in near]
+        week = summary.window[:, -7 * DAY_BINS :].reshape(len(series), -1, HOUR_BINS)
+        out |= {name: value[:, place] for name, value in _ranks("minute_week", week).items()}
+        return out | _ranks("minute", np.stack(pool, axis=1))
     if target is Target.HOUR_PEAKS:
         for hour in (1, 2, 3, 4, 6):
             out[f"peak{hour}"] = series[:, -hour]
