@@ -16,6 +16,8 @@ from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
 from controller.api import JSON, REVISION_HEADER
+from controller.loops import Ground, Loops, Pool
+from controller.loops.all import loops_of
 from controller.model.nouns import Migration
 from controller.northbound.auth import Authenticator, Principal
 from controller.northbound.problems import MALFORMED, UNAVAILABLE, Problem, of_validation
@@ -48,6 +50,17 @@ class Brain:
         self.writer = Writer(store, self.replica.committed)
         self.auth = Authenticator(store)
         self.timeseries = Timeseries(settings)
+        self.loops = Loops(
+            loops_of(settings),
+            Ground(
+                settings,
+                store,
+                lambda: self.replica.state,
+                self.writer.submit,
+                self.timeseries.history,
+                Pool(),
+            ),
+        )
         self.stopping = False
         #: Requests that wait for something now.
         self.waiters = 0
@@ -58,6 +71,7 @@ class Brain:
         await self.replica.start()
         self.writer.start()
         self.timeseries.start()
+        self.loops.start()
         self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
 
     def begin_stop(self) -> None:
@@ -72,6 +86,7 @@ class Brain:
             self._housekeeping.cancel()
             with suppress(asyncio.CancelledError):
                 await self._housekeeping
+        await self.loops.stop()
         await self.timeseries.stop()
         await self.writer.stop()
         await self.replica.stop()

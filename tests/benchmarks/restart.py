@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 
+from controller.act.dataplane.pipeline import TableId
 from mininet_labs.deployment import wait_until
 from mininet_labs.traffic import Flow
 from tests.benchmarks.harness import Bench, Json, Options, bench, say
@@ -91,7 +92,8 @@ def tamper(running: Bench) -> dict[str, list[str]]:
     before = rules(running)
     edge = running.lab.edges[3]
     ofctl = running.lab.ofctl
-    ofctl("--strict", "del-flows", edge, f"table=8,priority=100,reg2=1,dl_dst={running.mac(5)}")
+    located = f"table={TableId.LOCATE},priority=100,reg2=1,dl_dst={running.mac(5)}"
+    ofctl("--strict", "del-flows", edge, located)
     ofctl("--strict", "mod-flows", edge, "table=2,priority=50,arp,actions=normal")
     ofctl("add-flow", edge, "table=0,priority=7,in_port=999,actions=drop")
     if rules(running) == before:

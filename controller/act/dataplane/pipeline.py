@@ -1,13 +1,14 @@
 """The pipeline, declared: which tables there are, what a packet carries between them in
 registers, what a label says, and who owns a rule.
 
-    VM port ─▶ classify ─▶ port_security ─▶ answer ─▶ conntrack ─▶ access_out ─▶ commit_out
-                  │                            │                                   │
-               uplink                     flood groups                locate ◀─────┘
-                  │                                            remote │   │ local
-                  │                                   uplink ◀─ path ◀┘   │
+    VM port ─▶ classify ─▶ port_security ─▶ answer ─▶ conntrack ─▶ access_out ─▶ commit_out ─┐
+                  │                            │                                             │
+               uplink                     flood groups       bandwidth_out ◀─ tap_out ◀─ observe_out
+                  │                                                │
+                  │                             uplink ◀─ path ◀─ locate ─┐ local
                   └─▶ label ─▶ deliver ◀──────────────────────────────────┘
-                        │         └─▶ access_in ─▶ commit_in ─▶ output ─▶ VM port
+                        │         └─▶ access_in ─▶ commit_in ─▶ observe_in ─▶ tap_in ─┐
+                        │                              VM port ◀─ output ◀─ bandwidth_in
                         └─▶ uplink (a core switch has only classify and label)
 
 Tables are declared in the order in which packets may visit them, because `goto_table` only
@@ -30,18 +31,22 @@ class TableId(IntEnum):
     CLASSIFY = 0
     PORT_SECURITY = 1
     ANSWER = 2
-    OBSERVE = 3
-    CONNTRACK = 4
-    ACCESS_OUT = 5
-    COMMIT_OUT = 6
-    BANDWIDTH = 7
-    LOCATE = 8
-    PATH = 9
-    LABEL = 10
-    DELIVER = 11
-    ACCESS_IN = 12
-    COMMIT_IN = 13
-    OUTPUT = 14
+    CONNTRACK = 3
+    ACCESS_OUT = 4
+    COMMIT_OUT = 5
+    OBSERVE_OUT = 6
+    TAP_OUT = 7
+    BANDWIDTH_OUT = 8
+    LOCATE = 9
+    PATH = 10
+    LABEL = 11
+    DELIVER = 12
+    ACCESS_IN = 13
+    COMMIT_IN = 14
+    OBSERVE_IN = 15
+    TAP_IN = 16
+    BANDWIDTH_IN = 17
+    OUTPUT = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ _L4 = frozenset({f.TCP_SRC, f.TCP_DST, f.UDP_SRC, f.UDP_DST, f.SCTP_SRC, f.SCTP_
 _ICMP = frozenset({f.ICMPV4_TYPE, f.ICMPV6_TYPE, f.ND_TARGET})
 _ARP = frozenset({f.ARP_OP, f.ARP_SPA, f.ARP_TPA, f.ARP_SHA})
 _ACCESS = frozenset({f.ETH_TYPE, TENANT, f.CT_STATE, f.CONJ_ID}) | _L3 | _L4
+_OBSERVED = frozenset({TENANT, SUBNET, f.CT_STATE}) | _L2 | _L3 | _L4
 
 
 def _table(
@@ -86,6 +92,8 @@ def _table(
 
 
 _T = TableId
+_AFTER_ACCESS_OUT = (_T.OBSERVE_OUT, _T.TAP_OUT, _T.BANDWIDTH_OUT, _T.LOCATE)
+_AFTER_ACCESS_IN = (_T.OBSERVE_IN, _T.TAP_IN, _T.BANDWIDTH_IN, _T.OUTPUT)
 TABLES: dict[TableId, Table] = {
     table.id: table
     for table in (
@@ -108,16 +116,8 @@ TABLES: dict[TableId, Table] = {
             _T.ANSWER,
             "can the edge answer by itself?",
             _L2 | _L3 | _L4 | _ICMP | _ARP | {TENANT, SUBNET},
-            *(_T.OBSERVE, _T.CONNTRACK),
-            grows="NICs of the subnets present",
-        ),
-        _table(
-            _T.OBSERVE,
-            "is this a service or signature not yet known?",
-            _L2 | _L3 | _L4,
             _T.CONNTRACK,
-            grows="services + signatures",
-            provisioned=False,
+            grows="NICs of the subnets present",
         ),
         _table(
             _T.CONNTRACK,
@@ -130,22 +130,38 @@ TABLES: dict[TableId, Table] = {
             _T.ACCESS_OUT,
             "may the source VM send this?",
             _ACCESS,
-            *(_T.COMMIT_OUT, _T.BANDWIDTH, _T.LOCATE),
+            *(_T.COMMIT_OUT, *_AFTER_ACCESS_OUT),
             grows="members + access rules of the tenants present",
         ),
         _table(
             _T.COMMIT_OUT,
             "is the connection new and allowed?",
             frozenset({f.ETH_TYPE, f.CT_STATE}),
-            *(_T.BANDWIDTH, _T.LOCATE),
+            *_AFTER_ACCESS_OUT,
             grows="2",
         ),
         _table(
-            _T.BANDWIDTH,
-            "how fast, and in which class?",
-            _L2 | _L3 | _L4,
+            _T.OBSERVE_OUT,
+            "whom does the source VM talk to, and is that known?",
+            _OBSERVED,
+            *_AFTER_ACCESS_OUT[1:],
+            grows="signatures of local VMs",
+            provisioned=False,
+        ),
+        _table(
+            _T.TAP_OUT,
+            "which packets of local services are copied, to be identified?",
+            _OBSERVED,
+            *_AFTER_ACCESS_OUT[2:],
+            grows="local services not yet identified",
+            provisioned=False,
+        ),
+        _table(
+            _T.BANDWIDTH_OUT,
+            "how fast may the source VM send, and in which class is the packet?",
+            _OBSERVED,
             _T.LOCATE,
-            grows="2 x local VMs",
+            grows="local VMs + services with a class",
             provisioned=False,
         ),
         _table(
@@ -180,15 +196,39 @@ TABLES: dict[TableId, Table] = {
             _T.ACCESS_IN,
             "may the destination VM receive this?",
             _ACCESS,
-            *(_T.COMMIT_IN, _T.OUTPUT),
+            *(_T.COMMIT_IN, *_AFTER_ACCESS_IN),
             grows="members + access rules of the tenants present",
         ),
         _table(
             _T.COMMIT_IN,
             "is the connection new and allowed?",
             frozenset({f.ETH_TYPE, f.CT_STATE}),
-            _T.OUTPUT,
+            *_AFTER_ACCESS_IN,
             grows="2",
+        ),
+        _table(
+            _T.OBSERVE_IN,
+            "who talks to the destination VM, and is that known?",
+            _OBSERVED,
+            *_AFTER_ACCESS_IN[1:],
+            grows="signatures of local VMs",
+            provisioned=False,
+        ),
+        _table(
+            _T.TAP_IN,
+            "which packets to local services are copied, to be identified?",
+            _OBSERVED,
+            *_AFTER_ACCESS_IN[2:],
+            grows="local services not yet identified",
+            provisioned=False,
+        ),
+        _table(
+            _T.BANDWIDTH_IN,
+            "how fast may the destination VM receive?",
+            _OBSERVED,
+            _T.OUTPUT,
+            grows="local VMs",
+            provisioned=False,
         ),
         _table(
             _T.OUTPUT,
@@ -298,7 +338,7 @@ class Owner(IntEnum):
 COOKIE_MAGIC = 0x9E
 #: Raised when the meaning of tables or registers changes, so that a dump taken across an
 #: upgrade can be read, and rules of the old layout are known for what they are.
-GENERATION = 2
+GENERATION = 3
 
 
 def cookie(owner: Owner, key: str = "") -> int:

@@ -1,0 +1,194 @@
+"""How does the brain run the floors? Each loop in a task of its own, what computes in a pool.
+
+A loop takes a turn, then rests until its next is due. A turn that fails is told, remembered as
+the loop's trouble, and taken again at the next time: no loop ends another, nor the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
+
+from controller.history.history import History
+from controller.model.state import State
+from controller.settings import Settings
+from controller.store import Store, Transaction
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: `prctl` option: the signal that a child gets when its parent dies (linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
+#: How much a computation gives way to the REST interface and the switches, as for `nice`.
+_NICE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What loops stand on.
+
+    `state` gives the state of record now, to be read before the next await. `write` does a piece
+    of work in a transaction (it may be run twice, and changes nothing else). `history` gives the
+    time series, or raises HistoryError where they cannot be used.
+    """
+
+    settings: Settings
+    store: Store
+    state: Callable[[], State]
+    write: Callable[[Callable[[Transaction], object]], Awaitable[object]]
+    history: Callable[[], Awaitable[History]]
+    pool: Pool
+
+
+class Loop(Protocol):
+    """Something that is done every `every_s` seconds."""
+
+    name: str
+    every_s: float
+
+    async def turn(self, ground: Ground) -> None:
+        """Do it once. What takes the processor for more than some milliseconds goes through
+        `ground.pool`, what waits for a disk through a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatus:
+    """How a loop fares: turns taken and failed, when the last one ended (Unix seconds), how long
+    it took in seconds, and what is wrong, "" where nothing is."""
+
+    name: str
+    every_s: float
+    turns: int = 0
+    failures: int = 0
+    last_at: float | None = None
+    last_s: float | None = None
+    trouble: str = ""
+
+
+class Pool:
+    """One process for computations, made when the first comes, and again where it died."""
+
+    def __init__(self) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+        self._stopped = False
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `function`, which is found by name and takes and returns what can be
+        pickled. Raises what it raises; BrokenProcessPool where the process died twice, or the pool was
+        stopped meanwhile."""
+        loop = asyncio.get_running_loop()
+        for last in (False, True):
+            executor = self._executor = self._executor or _executor()
+            try:
+                return await loop.run_in_executor(executor, partial(function, *args, **kwargs))
+            except BrokenProcessPool:
+                if self._executor is executor:
+                    self._executor = None
+                executor.shutdown(wait=False)
+                if last or self._stopped:
+                    raise
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End the process; what it was computing is lost, and nothing further begins."""
+        self._stopped = True
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        # There is no public way to end a computation that is under way.
+        processes = list((executor._processes or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+class Loops:
+    """The loops of one brain."""
+
+    def __init__(self, loops: Sequence[Loop], ground: Ground) -> None:
+        names = [loop.name for loop in loops]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two loops have the same name: {sorted(names)}")
+        self._loops = tuple(loops)
+        self._ground = ground
+        self._status = {loop.name: LoopStatus(loop.name, loop.every_s) for loop in loops}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._tasks = [
+            asyncio.create_task(self._run(loop), name=f"loop {loop.name}") for loop in self._loops
+        ]
+
+    async def stop(self) -> None:
+        """End all of them, in the middle of a turn too."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+        await asyncio.to_thread(self._ground.pool.stop)
+
+    def status(self) -> list[LoopStatus]:
+        """How each loop fares."""
+        return list(self._status.values())
+
+    async def _run(self, loop: Loop) -> None:
+        while True:
+            began = time.monotonic()
+            trouble = ""
+            try:
+                await loop.turn(self._ground)
+            except Exception as error:  # whatever it is: the next turn may be better
+                trouble = f"{type(error).__name__}: {error}"
+                if trouble != self._status[loop.name].trouble:
+                    log.exception("a loop's turn failed", extra={"loop": loop.name})
+            took = time.monotonic() - began
+            self._note(loop, took, trouble)
+            await asyncio.sleep(max(loop.every_s - took, min(1.0, loop.every_s)))
+
+    def _note(self, loop: Loop, took_s: float, trouble: str) -> None:
+        before = self._status[loop.name]
+        self._status[loop.name] = replace(
+            before,
+            turns=before.turns + 1,
+            failures=before.failures + bool(trouble),
+            last_at=time.time(),
+            last_s=took_s,
+            trouble=trouble,
+        )
+
+
+def _executor() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        max_workers=1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_become_worker,
+        initargs=(os.getpid(),),
+    )
+
+
+def _become_worker(parent: int) -> None:
+    """In the pool's process: end with the brain, leave signals to it, and give way to it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that was set
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICE)

@@ -1,0 +1,132 @@
+"""Loops take turns, tell what is wrong with them, and compute in a process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
+from typing import cast
+
+import pytest
+
+from controller.loops import Ground, Loops, Pool
+
+
+class Counting:
+    """Fails in its first turn, and says when it has had three."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.every_s = name, 0.01
+        self.turns = 0
+        self.had_three = asyncio.Event()
+
+    async def turn(self, ground: Ground) -> None:
+        self.turns += 1
+        if self.turns == 1:
+            raise ValueError("nothing to see yet")
+        if self.turns == 3:
+            self.had_three.set()
+
+
+class Endless:
+    name, every_s = "endless", 1.0
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    async def turn(self, ground: Ground) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+class Standing:
+    """What a loop stands on here: the pool alone."""
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+
+
+def ground() -> Ground:
+    return cast("Ground", Standing())
+
+
+def test_a_turn_that_fails_ends_nobody() -> None:
+    async def run() -> None:
+        first, second, endless = Counting("first"), Counting("second"), Endless()
+        loops = Loops([first, second, endless], ground())
+        loops.start()
+        for event in (first.had_three, second.had_three, endless.begun):
+            await asyncio.wait_for(event.wait(), 30)
+        await loops.stop()
+        status = {found.name: found for found in loops.status()}
+        assert status["first"].turns >= 2
+        assert status["first"].failures == 1
+        assert status["first"].trouble == ""
+        assert status["endless"].turns == 0
+
+    asyncio.run(run())
+
+
+def test_the_trouble_of_the_last_turn_is_told() -> None:
+    async def run() -> None:
+        once = Counting("once")
+        once.every_s = 3_600
+        loops = Loops([once], ground())
+        loops.start()
+        while not loops.status()[0].turns:
+            await asyncio.sleep(0)
+        await loops.stop()
+        assert loops.status()[0].trouble == "ValueError: nothing to see yet"
+
+    asyncio.run(run())
+
+
+def test_two_loops_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="same name"):
+        Loops([Endless(), Endless()], ground())
+
+
+def test_the_pool_computes_elsewhere_and_passes_errors_on() -> None:
+    async def run() -> None:
+        pool = Pool()
+        try:
+            assert await pool.run(os.getpid) != os.getpid()
+            with pytest.raises(ZeroDivisionError):
+                await pool.run(divmod, 1, 0)
+        finally:
+            pool.stop()
+
+    asyncio.run(run())
+
+
+def test_a_pool_that_dies_is_made_again() -> None:
+    async def run() -> None:
+        pool = Pool()
+        try:
+            first = await pool.run(os.getpid)
+            os.kill(first, signal.SIGKILL)
+            assert await pool.run(os.getpid) != first
+            with pytest.raises(BrokenProcessPool):
+                await pool.run(os._exit, 1)
+            assert await pool.run(abs, -1) == 1
+        finally:
+            pool.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_computed_ends_with_the_pool() -> None:
+    async def run() -> None:
+        pool = Pool()
+        worker = await pool.run(os.getpid)
+        endless = asyncio.ensure_future(pool.run(signal.pause))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(pool.stop)
+        with pytest.raises((BrokenProcessPool, asyncio.CancelledError)):
+            await endless
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+        pool.stop()
+
+    asyncio.run(run())
