@@ -69,6 +69,16 @@ TENANT = f.REG[1]  # number of the tenant
 SUBNET = f.REG[2]  # number of the subnet that the packet came from
 ZONE = f.REG[3]  # conntrack zone of the local VM that is being dealt with
 LABEL = f.REG[4]  # the outermost label, which can be matched in part only here
+CLASS = f.REG[5]  # class of service, which chooses paths: see `Class`
+
+
+class Class(IntEnum):
+    """What `CLASS` says of a packet. Who sets nothing leaves DEFAULT."""
+
+    DEFAULT = 0
+    INTERACTIVE = 1
+    BULK = 2
+
 
 _L2 = frozenset({f.IN_PORT, f.ETH_SRC, f.ETH_DST, f.ETH_TYPE})
 _L3 = frozenset({f.IPV4_SRC, f.IPV4_DST, f.IPV6_SRC, f.IPV6_DST, f.IP_PROTO, f.IP_TTL})
@@ -174,8 +184,8 @@ TABLES: dict[TableId, Table] = {
         _table(
             _T.PATH,
             "by which path does it go there?",
-            frozenset({f.ETH_TYPE, EGRESS}),
-            grows="2 x edges",
+            frozenset({f.ETH_TYPE, EGRESS, CLASS}),
+            grows="2 x edges x (1 + classes with paths of their own)",
         ),
         _table(
             _T.LABEL,
