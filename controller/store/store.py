@@ -128,6 +128,13 @@ class Store:
         if transaction.dirty:
             self._bells.ring()
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Read at one moment, by statements on the tables of `schema`: for what is kept there
+        beside the nouns. Raises StoreError."""
+        with self._reading() as connection:
+            yield connection
+
     def bell(self, name: str) -> Bell:
         """A bell that rings when another store than this, in whatever process, commits."""
         return self._bells.bell(name)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Executable,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from controller.model.nouns import Migration, Placement, Record, Vm
@@ -28,6 +40,8 @@ from controller.store.shapes import (
 )
 
 R = TypeVar("R", bound=Record)
+#: What a statement's parameters are: of one row, of several, or of none.
+Values = Mapping[str, object] | Sequence[Mapping[str, object]] | None
 
 # Statements are made once: building one costs as much as running it.
 _BODY = {
@@ -265,6 +279,17 @@ class Transaction:
             insert(schema.audit), {**row, "detail": json.dumps(detail, sort_keys=True)}
         )
         self.dirty = True
+
+    # What other rooms keep in tables of their own, of which the feed tells nothing.
+
+    def read(self, statement: Executable, values: Values = None) -> CursorResult[Any]:
+        """The rows that `statement` finds, with what was written before in here."""
+        return self._connection.execute(statement, values)
+
+    def write(self, statement: Executable, values: Values = None) -> CursorResult[Any]:
+        """Do `statement`, for one row of `values` or for each of several."""
+        self.dirty = True
+        return self._connection.execute(statement, values)
 
     # For the store itself.
 
