@@ -13,13 +13,14 @@ from apps.framework import (
     MAIN,
     VERSION,
     App,
+    Connection,
     HelloEvent,
     PortEvent,
-    ReplyEvent,
     StateEvent,
     close,
     hub,
     on,
+    replies_to,
     spawn,
 )
 from controller.model.addresses import format_dpid
@@ -45,6 +46,7 @@ class Fabric(App):
         self._ports_changed = hub.Event()
         #: Revision at which each migration was seen to be activated.
         self._activated: dict[str, int] = {}
+        replies_to(self.replied)
         spawn(southbound.forever, self._tick)
         spawn(southbound.forever, self._follow_ports)
 
@@ -80,13 +82,11 @@ class Fabric(App):
         else:
             self.southbound.disconnect(event.datapath)
 
-    @on(ReplyEvent, MAIN)
-    def replied(self, event: Any) -> None:
+    def replied(self, connection: Connection, kind: int, data: bytes) -> None:
         """A switch answered, or complains."""
-        message = event.msg
-        session = self.southbound.sessions.get(format_dpid(message.datapath.id))
-        if session is not None and session.connection is message.datapath:
-            session.received(message.kind, message.data)
+        session = self.southbound.sessions.get(format_dpid(connection.id))
+        if session is not None and session.connection is connection:
+            session.received(kind, data)
 
     @on(PortEvent, MAIN)
     def port_changed(self, event: Any) -> None:

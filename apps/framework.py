@@ -1,8 +1,9 @@
 """What do our apps see of the framework? The class of apps, events, and how they are run.
 
 The replies that carry whole tables, and packet-ins, are kept from the framework's generic
-parser, which takes some 200 µs an entry and would hold up every other switch meanwhile; they
-arrive here as `Reply` and `PacketIn` with our own decoding. What no app asks for is dropped.
+parser, which takes some 200 µs an entry and would hold up every other switch meanwhile. Packet-ins
+are events like the framework's own, with our decoding; replies, of which every change makes some
+two dozen, go straight to who asked by `replies_to`. What no app asks for is dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +34,18 @@ from apps.framework_base import (
 )
 from controller.act.dataplane.openflow import decode, wire
 
-__all__ = ["NAME", "App", "Connection", "PacketIn", "Reply", "close", "hub", "on", "run", "spawn"]
+__all__ = [
+    "NAME",
+    "App",
+    "Connection",
+    "PacketIn",
+    "close",
+    "hub",
+    "on",
+    "replies_to",
+    "run",
+    "spawn",
+]
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +70,6 @@ class App(AppBase):  # type: ignore[misc]
             PARSERS[version] = _parse if version == VERSION else _parse_other
 
 
-class Reply:
-    """An error, a barrier reply, or a part of a description: `kind`, and its bytes."""
-
-    def __init__(self, connection: Connection, kind: int, data: bytes) -> None:
-        self.datapath = connection
-        self.kind = kind
-        self.data = data
-
-
 class PacketIn:
     """A packet that a switch sent up, decoded."""
 
@@ -75,10 +78,8 @@ class PacketIn:
         self.packet = packet
 
 
-for _message in (Reply, PacketIn):
-    ofp_event._create_ofp_msg_ev_class(_message)
+ofp_event._create_ofp_msg_ev_class(PacketIn)
 
-ReplyEvent = ofp_event.EventReply
 PacketInEvent = ofp_event.EventPacketIn
 StateEvent = ofp_event.EventOFPStateChange
 PortEvent = ofp_event.EventOFPPortStateChange
@@ -91,7 +92,19 @@ def on(event: Any, *states: Any) -> Callable[[F], F]:
     return decorate
 
 
-#: Messages that are handed to apps as they are, and descriptions of which the same holds.
+#: Who is told of an error, a barrier or bundle reply, or a part of a description: by the
+#: connection, the message's kind and its bytes.
+Answered = Callable[[Connection, int, bytes], None]
+_answered: list[Answered] = []
+
+
+def replies_to(answered: Answered) -> None:
+    """Have `answered` called with every reply of every switch that has been greeted, within the
+    greenthread that reads from it: it must not wait for anything."""
+    _answered.append(answered)
+
+
+#: Messages that are handed over as they are, and descriptions of which the same holds.
 _RAW = {wire.ERROR, wire.BARRIER_REPLY, wire.BUNDLE_CONTROL}
 _DESCRIPTIONS = {wire.MP_FLOW_DESC, wire.MP_GROUP_DESC, wire.MP_METER_DESC}
 #: What the framework keeps a connection by.
@@ -116,7 +129,10 @@ def _parse(
     if kind == wire.MULTIPART_REPLY and len(data) >= 10:
         described = int.from_bytes(data[8:10], "big")
     if kind in _RAW or described in _DESCRIPTIONS:
-        return Reply(connection, kind, data)
+        if connection.state == MAIN:
+            for answered in _answered:
+                answered(connection, kind, data)
+        return None
     ports = kind == wire.PORT_STATUS or described == wire.MP_PORT_DESC
     # A port may change before the switch has told its ports: there is no such attribute then.
     if ports and len(getattr(connection, "ports", None) or ()) > MAX_PORTS:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from apps import door
-from apps.framework import MAIN, App, ReplyEvent, StateEvent, hub, on, run, spawn
+from apps.framework import MAIN, App, Connection, StateEvent, hub, on, replies_to, run, spawn
 from apps.session import Session
 from controller.act.dataplane.channel import Channel
 from controller.act.dataplane.compiler import Desired, Entry, Key, key_of
@@ -33,6 +33,7 @@ class Bulk(App):
         self._session: Session | None = None
         self._turned = hub.Event()
         self._control = socket.create_connection(("127.0.0.1", control))
+        replies_to(self.replied)
         spawn(self._obey)
 
     @on(StateEvent, MAIN)
@@ -41,11 +42,10 @@ class Bulk(App):
         self._session = Session("switch", event.datapath, Channel(Desired(), 1), self._turned.set)
         self._session.start()
 
-    @on(ReplyEvent, MAIN)
-    def replied(self, event: Any) -> None:
+    def replied(self, _: Connection, kind: int, data: bytes) -> None:
         """It answers."""
         assert self._session is not None
-        self._session.received(event.msg.kind, event.msg.data)
+        self._session.received(kind, data)
 
     def _obey(self) -> None:
         words = self._control.makefile("rw")
