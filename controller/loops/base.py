@@ -88,8 +88,8 @@ class Pool:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `function`, which is found by name and takes and returns what can be
-        pickled. Raises what it raises; BrokenProcessPool where the process died twice, or the pool was
-        stopped meanwhile."""
+        pickled. Raises what it raises; BrokenProcessPool where the process died twice, or where
+        the pool was stopped meanwhile."""
         loop = asyncio.get_running_loop()
         for last in (False, True):
             executor = self._executor = self._executor or _executor()
