@@ -14,12 +14,13 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -56,6 +57,9 @@ class SettingsError(Exception):
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -317,6 +321,66 @@ class MigrationSettings(Section):
     memory_s: Seconds = 2_592_000.0
 
 
+def _listed(value: object) -> object:
+    """What the environment writes as one text, separated by commas."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _web(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+\S*", url):
+        raise ValueError("an address begins with http:// or https:// and a host")
+    return url
+
+
+#: An address that may hold a password, which is never shown.
+WebAddress = Annotated[str, AfterValidator(_web), PlainSerializer(masked, when_used="json")]
+
+
+class AlertSettings(Section):
+    """What is out of the ordinary, and who is told of it."""
+
+    #: The rules that an operator edits; by default policies/alerts.yaml as it comes with Pleach.
+    rules: FilePath | None = None
+    #: Who is told of each alert that opens, gets worse, is acknowledged or closes: a CloudEvent
+    #: each, in JSON (structured mode), in order. Several by commas.
+    webhooks: Annotated[tuple[WebAddress, ...], BeforeValidator(_listed), Field(repr=False)] = ()
+    #: An Alertmanager, such as http://127.0.0.1:9093, which is told every `resend_s` seconds.
+    alertmanager: Annotated[WebAddress | None, Field(repr=False)] = None
+    resend_s: Annotated[float, Field(ge=1, le=3_600)] = 60.0
+    #: Who signs their certificates, PEM, beside the system's authorities.
+    ca: FilePath | None = None
+    #: Seconds after which it is given up to deliver something, and of the longest pause between
+    #: two attempts.
+    give_up_s: Seconds = 86_400.0
+    longest_pause_s: Seconds = 300.0
+    #: Under which address people reach this controller, for links in what they are told.
+    link: WebAddress = "http://127.0.0.1:8640"
+    #: Seconds between two looks at what came in.
+    every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 15.0
+    #: Seconds that samples of 5 minutes have to arrive before these are judged.
+    settle_s: Annotated[float, Field(ge=0, le=3_600)] = 60.0
+    #: Seconds between two checkpoints of what was learned; what came since is read again.
+    checkpoint_s: Seconds = 21_600.0
+    #: Seconds for which closed alerts are kept.
+    memory_s: Seconds = 7_776_000.0
+
+
+class BehaviourSettings(Section):
+    """How each VM behaves."""
+
+    #: Seconds in which every VM has its turn, and of the past that is looked at.
+    round_s: Seconds = 21_600.0
+    window_s: Annotated[float, Field(ge=21_600, le=31_536_000)] = 1_209_600.0
+    #: Seconds between two groupings into roles.
+    roles_s: Seconds = 86_400.0
+    #: Weeks for which a VM's earlier behaviour is kept, to be compared with.
+    weeks: Annotated[int, Field(ge=1, le=104)] = 8
+    #: Seconds between two looks at whose turn it is.
+    every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 60.0
+
+
 class LogSettings(Section):
     """Logs: one event a line, on stderr."""
 
@@ -339,6 +403,8 @@ class Settings(Section):
     northbound: NorthboundSettings = NorthboundSettings()
     southbound: SouthboundSettings = SouthboundSettings()
     migration: MigrationSettings = MigrationSettings()
+    alerts: AlertSettings = AlertSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="before")
@@ -375,6 +441,18 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if problems:
         raise SettingsError(*problems)
     return settings
+
+
+def read_policy(model: type[S], path: Path) -> S:
+    """A YAML file that an operator edits as a `model`. SettingsError tells everything that is
+    wrong with it, by file and line."""
+    places: dict[tuple[str, ...], str] = {}
+    data = _read(path, places)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(dict(e), places, str(path), model) for e in error.errors()]
+        raise SettingsError(*problems) from error
 
 
 def safe_directory(path: Path, owner: int | None = None) -> Path:
@@ -508,9 +586,9 @@ def _leaves(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[s
     return leaves
 
 
-def _model(loc: tuple[str, ...]) -> type[BaseModel] | None:
-    """The section at `loc`."""
-    model: type[BaseModel] = Settings
+def _model(loc: tuple[str, ...], root: type[BaseModel] | None = None) -> type[BaseModel] | None:
+    """The section at `loc` of `root`, by default of all settings."""
+    model: type[BaseModel] = root or Settings
     for part in loc:
         field = model.model_fields.get(part)
         annotation = None if field is None else field.annotation
@@ -531,20 +609,25 @@ def _adapter(loc: tuple[str, ...]) -> TypeAdapter[Any]:
     return TypeAdapter(annotation)
 
 
-def _explain(error: dict[str, Any], places: Mapping[tuple[str, ...], str], source: str) -> Problem:
+def _explain(
+    error: dict[str, Any],
+    places: Mapping[tuple[str, ...], str],
+    source: str,
+    root: type[BaseModel] | None = None,
+) -> Problem:
     loc = tuple(str(part) for part in error["loc"])
     at = loc
     while at not in places and at:
         at = at[:-1]
     place = places.get(at, source)
     if error["type"] == "extra_forbidden":
-        section = _model(loc[:-1])
+        section = _model(loc[:-1], root)
         if section is StoreSettings and loc[-1] in ENGINES:
             hint = "the store has one engine, which store.url names"
         else:
             hint = "" if section is None else _closest(loc[-1], list(section.model_fields))
         return Problem(place, ".".join(loc), "there is no such setting", hint)
-    return Problem(place, ".".join(loc), _message(error), _choices(loc))
+    return Problem(place, ".".join(loc), _message(error), _choices(loc, root))
 
 
 def _message(error: dict[str, Any]) -> str:
@@ -553,8 +636,8 @@ def _message(error: dict[str, Any]) -> str:
     return message if isinstance(given, dict) else f"{message}, not {masked(repr(given))}"
 
 
-def _choices(loc: tuple[str, ...]) -> str:
-    section = _model(loc[:-1]) if loc else None
+def _choices(loc: tuple[str, ...], root: type[BaseModel] | None) -> str:
+    section = _model(loc[:-1], root) if loc else None
     field = section.model_fields.get(loc[-1]) if section else None
     if field is not None and get_args(field.annotation) and isinstance(field.default, str):
         return "choose one of " + ", ".join(map(str, get_args(field.annotation)))

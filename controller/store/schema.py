@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0001"
+HEAD = "0002"
 
 metadata = MetaData(
     naming_convention={
@@ -217,4 +217,72 @@ audit = Table(
     Column("subject", Name, nullable=False),
     Column("detail", Text, nullable=False),
     sqlite_autoincrement=True,
+)
+
+#: `standing` is the alert's key while it is not closed: one of a kind about one thing. Each
+#: change of an alert takes the next `version` of all.
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False, unique=True),
+    Column("standing", Name, unique=True),
+    Column("kind", Name, nullable=False),
+    Column("vm", Name, nullable=False, index=True),
+    Column("metric", Name, nullable=False),
+    Column("state", Name, nullable=False, index=True),
+    Column("severity", Name, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False, index=True),
+    Column("changed_at", Float, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("by", Name, nullable=False),
+)
+#: What is to be told to `target` (a digest of its address), in the order of `version`;
+#: `gave_up_at` is set where that was not possible in time.
+alert_delivery = Table(
+    "alert_delivery",
+    metadata,
+    Column("target", Name, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("alert", BigInteger, ForeignKey("alert.id"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("made_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("gave_up_at", Float),
+    Column("error", Text),
+)
+#: The evidence of an alert; more is gathered at `due_at`, nothing more where that is NULL.
+investigation = Table(
+    "investigation",
+    metadata,
+    Column("alert", BigInteger, ForeignKey("alert.id"), primary_key=True, autoincrement=False),
+    Column("due_at", Float, index=True),
+    Column("body", Text),
+)
+#: Up to when (Unix seconds) a loop has told of what it saw.
+mark = Table(
+    "mark",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("at", Float, nullable=False),
+)
+#: How a VM behaved in the weeks that began `week` weeks after 1970-01-01; neither column refers
+#: to the VM, since the behaviour of one that is gone is compared with too.
+behaviour = Table(
+    "behaviour",
+    metadata,
+    Column("vm", Name, primary_key=True),
+    Column("week", Integer, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+)
+role = Table(
+    "role",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("body", Text, nullable=False),
 )

@@ -291,6 +291,15 @@ class Transaction:
         self.dirty = True
         return self._connection.execute(statement, values)
 
+    def next_number(self, name: str) -> int:
+        """A number that is given once, from 1 on, of the counter `number.NAME` that a migration
+        made."""
+        counter = f"number.{name}"
+        number = self._counter(counter) + 1
+        self._count(counter, number)
+        self.dirty = True
+        return number
+
     # For the store itself.
 
     def report(self, rows: list[Progress]) -> None:

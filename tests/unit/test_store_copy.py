@@ -34,6 +34,7 @@ from controller.store import (
     StoreError,
     StoreUnavailable,
     Token,
+    Transaction,
     copy_store,
     copying,
     schema,
@@ -87,9 +88,28 @@ def fill(url: str) -> None:
         tx.put_token(Token("ann", "operator", None, "d" * 64, 1.5, None))
         for n in range(3):
             tx.audit(float(n), "ann", "put", f"vm/{n}", {"why": ["ü", None]})
+        fill_rooms(tx)
     store.compact()
     store.set_progress([Progress(f"{1:016x}", 5, 1.25, True, 0, "no route")])
     store.close()
+
+
+def fill_rooms(tx: Transaction) -> None:
+    """What is kept beside the nouns."""
+    number = tx.next_number("alert")
+    at = {"first_at": 1.5, "last_at": 2.5, "changed_at": 2.5}
+    names = {"kind": "scan", "vm": "v0", "metric": "", "state": "open", "severity": "critical"}
+    told = {"count": 1, "score": 1.25, "why": "ü", "by": ""}
+    tx.write(insert(schema.alert).values(id=number, version=7, standing="k", **names, **at, **told))
+    tx.write(
+        insert(schema.alert_delivery).values(
+            target="t", version=7, alert=number, body="{}", made_at=1.5, attempts=0, due_at=2.5
+        )
+    )
+    tx.write(insert(schema.investigation).values(alert=number, due_at=None, body="{}"))
+    tx.write(insert(schema.mark).values(name="anomalies", at=3.5))
+    tx.write(insert(schema.behaviour).values(vm="v0", week=2_900, at=3.5, body="{}"))
+    tx.write(insert(schema.role).values(key="1", body="{}"))
 
 
 def contents(url: str) -> dict[str, list[tuple[object, ...]]]:

@@ -24,6 +24,19 @@ class Kind(StrEnum):
     NEW_PEER = "new_peer"
     SCAN = "scan"
     EXFILTRATION = "exfiltration"
+    LIMIT = "limit"
+
+
+class Severity(StrEnum):
+    """How bad it is, the worst last."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """The higher the worse."""
+        return list(Severity).index(self)
 
 
 class State(StrEnum):
@@ -36,10 +49,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One thing found: about a VM (or host or port) and, for OWN_PATTERN, its metric.
+    """One thing found: about a VM (or host or port) and, for OWN_PATTERN and LIMIT, its metric.
 
     `score` is at least 1, the bound of what is reported; `why` says it in words and numbers;
-    `at` is in Unix seconds, UTC.
+    `at` is in Unix seconds, UTC; `severity` is given where a rule says it.
     """
 
     kind: Kind
@@ -48,6 +61,7 @@ class Signal:
     at: float
     score: float
     why: str
+    severity: Severity | None = None
 
     @property
     def key(self) -> str:
@@ -58,7 +72,8 @@ class Signal:
 @dataclass(frozen=True, slots=True)
 class Alert:
     """Signals of one kind about one thing: the first and the last, how many, and the strongest
-    one's score and words. `by` is who acknowledged or closed it; "" for the product itself."""
+    one's score and words; `severity` is the worst that it had. `by` is who acknowledged or closed
+    it; "" for the product itself."""
 
     id: str
     kind: Kind
@@ -72,6 +87,7 @@ class Alert:
     why: str
     changed_at: float
     by: str = ""
+    severity: Severity = Severity.WARNING
 
     @property
     def key(self) -> str:
@@ -124,8 +140,13 @@ def of_stray(stray: Stray, feature: str, at: float) -> Signal:
     return Signal(Kind.ROLE, stray.vm, "", at, stray.score, why)
 
 
-def take(standing: Mapping[str, Alert], signal: Signal, new_id: str) -> Alert:
-    """The alert that `signal` opens (as `new_id`) or adds to.
+def take(
+    standing: Mapping[str, Alert],
+    signal: Signal,
+    new_id: str,
+    severity: Severity = Severity.WARNING,
+) -> Alert:
+    """The alert that `signal`, which is as bad as `severity`, opens (as `new_id`) or adds to.
 
     `standing` are the alerts that are not closed, by key. A signal that is older than the
     alert's last one widens it, and moves nothing back.
@@ -134,7 +155,7 @@ def take(standing: Mapping[str, Alert], signal: Signal, new_id: str) -> Alert:
     if alert is None or alert.state is State.CLOSED:
         return Alert(
             new_id, signal.kind, signal.vm, signal.metric, State.OPEN, signal.at, signal.at,
-            1, signal.score, signal.why, signal.at,
+            1, signal.score, signal.why, signal.at, "", severity,
         )  # fmt: skip
     stronger = signal.score > alert.score
     return replace(
@@ -144,6 +165,7 @@ def take(standing: Mapping[str, Alert], signal: Signal, new_id: str) -> Alert:
         count=alert.count + 1,
         score=max(alert.score, signal.score),
         why=signal.why if stronger else alert.why,
+        severity=max(severity, alert.severity, key=lambda one: one.rank),
     )
 
 

@@ -14,9 +14,6 @@ from controller.observe.anomalies.alerts import Alert, State
 
 Json = dict[str, object]
 
-#: The score from which an alert is critical: so many times the bound of what is reported.
-CRITICAL = 3.0
-
 
 def cloud_event(alert: Alert, source: str) -> Json:
     """The alert as it now stands. `source` is the URI of this controller.
@@ -37,6 +34,7 @@ def cloud_event(alert: Alert, source: str) -> Json:
             "vm": alert.vm,
             "metric": alert.metric or None,
             "state": str(alert.state),
+            "severity": str(alert.severity),
             "score": alert.score,
             "why": alert.why,
             "count": alert.count,
@@ -61,7 +59,7 @@ def alertmanager(alerts: Iterable[Alert], now: float, resend_s: float, link: str
                 "vm": alert.vm,
                 **({"metric": alert.metric} if alert.metric else {}),
                 "alert": alert.id,
-                "severity": "critical" if alert.score >= CRITICAL else "warning",
+                "severity": str(alert.severity),
             },
             "annotations": {
                 "summary": f"{alert.vm}: {alert.why}",

@@ -1,0 +1,366 @@
+"""Which alerts are there, and what became of them? Kept in the store, with what is to be told.
+
+What changes an alert, and what has to be told of the change, is one transaction: nothing is told
+that did not happen, and nothing happens untold. Signals come with a mark, the time up to which
+their finder has seen; one that is not newer than the mark in the store was told before, so that
+a finder that begins again a little earlier alerts nobody twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic_core import to_json
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from controller.observe.anomalies import alerts
+from controller.observe.anomalies.alerts import Alert, Kind, Severity, Signal, State
+from controller.observe.anomalies.rendering import cloud_event
+from controller.observe.anomalies.rules import Rules
+from controller.store import Transaction, schema
+
+_ALERT = schema.alert
+_DELIVERY = schema.alert_delivery
+_INVESTIGATION = schema.investigation
+_MARK = schema.mark
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An alert as it is kept; `version` ascends over all changes of all alerts."""
+
+    alert: Alert
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Who is told of alerts: `targets` are digests of addresses, `source` the URI of this
+    controller."""
+
+    source: str = "/pleach"
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What is to be told to `target`, and how that goes. Times are Unix seconds."""
+
+    target: str
+    version: int
+    alert: int
+    body: str
+    made_at: float
+    attempts: int
+    due_at: float
+    gave_up_at: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which alerts are asked for; None is all. `before` is an id, `since` a version."""
+
+    state: State | None = None
+    kind: Kind | None = None
+    severity: Severity | None = None
+    vm: str | None = None
+    before: int | None = None
+    since: int | None = None
+
+
+def digest(address: str) -> str:
+    """What stands in the store for an address that is told, which may hold a password."""
+    return hashlib.sha256(address.encode()).hexdigest()[:32]
+
+
+# Changing. All return what was changed.
+
+
+def enter(
+    transaction: Transaction,
+    signals: Sequence[Signal],
+    rules: Rules,
+    telling: Telling,
+    now: float,
+    mark: tuple[str, float] | None = None,
+) -> list[Alert]:
+    """Make alerts of signals at `now`, and set the mark of their finder: its name and up to when
+    it has seen."""
+    known = -float("inf")
+    if mark is not None:
+        before = mark_of(transaction, mark[0])
+        known = known if before is None else before
+        if mark[1] > known:
+            set_mark(transaction, *mark)
+    fresh = sorted((s for s in rules.wanted(signals) if s.at > known), key=lambda s: s.at)
+    if not fresh:
+        return []
+    standing = _standing(transaction, {signal.key for signal in fresh})
+    changed: dict[str, Alert] = {}
+    loud: set[str] = set()
+    for signal in fresh:
+        before_it = standing.get(signal.key)
+        new_id = "" if before_it is not None else str(transaction.next_number("alert"))
+        alert = alerts.take(standing, signal, new_id, rules.severity(signal))
+        if before_it is None or alert.severity.rank > before_it.severity.rank:
+            loud.add(alert.id)
+        standing[signal.key] = changed[alert.id] = alert
+    for alert in changed.values():
+        _put(transaction, alert, telling if alert.id in loud else None, now)
+    return list(changed.values())
+
+
+def move(
+    transaction: Transaction, number: int, to: State, at: float, by: str, telling: Telling
+) -> Kept | None:
+    """Acknowledge or close an alert, by `by` at `at`; None where there is no such alert. What
+    was done before is not done again. Raises WrongStateError."""
+    row = transaction.read(select(_ALERT).where(_ALERT.c.id == number)).first()
+    if row is None:
+        return None
+    kept = _kept(row)
+    moved = alerts.moved(kept.alert, to, at, by)
+    if moved == kept.alert:
+        return kept
+    return Kept(moved, _put(transaction, moved, telling, at))
+
+
+def settle(
+    transaction: Transaction, now: float, rules: Rules, gone: Iterable[str], telling: Telling
+) -> list[Alert]:
+    """Close what is quiet, and what is about VMs that are gone."""
+    query = select(_ALERT).where(_ALERT.c.standing.is_not(None))
+    missing = frozenset(gone)
+    closed = []
+    for row in transaction.read(query).all():
+        alert = _kept(row).alert
+        after = alerts.settled(alert, now, rules.of(alert.kind).quiet_s)
+        if after is alert and alert.vm in missing:
+            after = alerts.moved(alert, State.CLOSED, now, "")
+        if after is not alert:
+            _put(transaction, after, telling, now)
+            closed.append(after)
+    return closed
+
+
+def forget(transaction: Transaction, before: float) -> int:
+    """Forget what was closed before `before`, with all that belongs to it; how many alerts."""
+    old = select(_ALERT.c.id).where(
+        _ALERT.c.state == State.CLOSED.value, _ALERT.c.changed_at < before
+    )
+    numbers = [row.id for row in transaction.read(old.limit(1_000))]
+    if not numbers:
+        return 0
+    for table, column in ((_DELIVERY, "alert"), (_INVESTIGATION, "alert"), (_ALERT, "id")):
+        transaction.write(delete(table).where(table.c[column].in_(numbers)))
+    return len(numbers)
+
+
+def mark_of(transaction: Transaction, name: str) -> float | None:
+    """Up to when a finder has told of what it saw (Unix seconds)."""
+    row = transaction.read(select(_MARK.c.at).where(_MARK.c.name == name)).first()
+    return None if row is None else float(row.at)
+
+
+def set_mark(transaction: Transaction, name: str, at: float) -> None:
+    """Remember up to when a finder has told of what it saw."""
+    done = transaction.write(update(_MARK).where(_MARK.c.name == name).values(at=at))
+    if not done.rowcount:
+        transaction.write(insert(_MARK).values(name=name, at=at))
+
+
+# Deliveries.
+
+
+def waiting(connection: Connection, most: int) -> list[Delivery]:
+    """What is next to be told: for each alert and target the oldest, whether or not it is due,
+    the oldest of all first."""
+    first = (
+        select(_DELIVERY.c.target, _DELIVERY.c.alert, func.min(_DELIVERY.c.version).label("next"))
+        .where(_DELIVERY.c.gave_up_at.is_(None))
+        .group_by(_DELIVERY.c.target, _DELIVERY.c.alert)
+        .subquery()
+    )
+    query = (
+        select(_DELIVERY)
+        .join(
+            first,
+            (first.c.target == _DELIVERY.c.target) & (first.c.next == _DELIVERY.c.version),
+        )
+        .order_by(_DELIVERY.c.due_at, _DELIVERY.c.version)
+        .limit(most)
+    )
+    return [Delivery(**row._mapping) for row in connection.execute(query)]
+
+
+def delivered(transaction: Transaction, one: Delivery) -> None:
+    """It was told: nothing of it is left to do."""
+    transaction.write(delete(_DELIVERY).where(*_is(one)))
+
+
+def put_off(
+    transaction: Transaction, one: Delivery, now: float, error: str, due_at: float | None
+) -> None:
+    """It could not be told: again at `due_at`, or never where that is None."""
+    transaction.write(
+        update(_DELIVERY)
+        .where(*_is(one))
+        .values(
+            attempts=one.attempts + 1,
+            error=error[:500],
+            due_at=one.due_at if due_at is None else due_at,
+            gave_up_at=now if due_at is None else None,
+        )
+    )
+
+
+def deliveries(connection: Connection, number: int) -> list[Delivery]:
+    """What of an alert is still to be told, or was given up."""
+    query = select(_DELIVERY).where(_DELIVERY.c.alert == number).order_by(_DELIVERY.c.version)
+    return [Delivery(**row._mapping) for row in connection.execute(query)]
+
+
+# Reading.
+
+
+def version(connection: Connection) -> int:
+    """The newest version of any alert; 0 where there never was one."""
+    name = "number.alert.version"
+    query = select(schema.counter.c.value).where(schema.counter.c.name == name)
+    return int(connection.scalar(query) or 0)
+
+
+def get(connection: Connection, number: int) -> Kept | None:
+    """One alert."""
+    row = connection.execute(select(_ALERT).where(_ALERT.c.id == number)).first()
+    return None if row is None else _kept(row)
+
+
+def find(connection: Connection, asked: Asked, most: int) -> list[Kept]:
+    """Alerts that are asked for, the newest first; with `since`, in the order of their
+    versions."""
+    query = select(_ALERT)
+    for name in ("state", "kind", "severity", "vm"):
+        value = getattr(asked, name)
+        if value is not None:
+            query = query.where(_ALERT.c[name] == str(value))
+    if asked.before is not None:
+        query = query.where(_ALERT.c.id < asked.before)
+    if asked.since is not None:
+        query = query.where(_ALERT.c.version > asked.since).order_by(_ALERT.c.version)
+    else:
+        query = query.order_by(_ALERT.c.id.desc())
+    return [_kept(row) for row in connection.execute(query.limit(most))]
+
+
+def lately(connection: Connection, closed_after: float, most: int) -> list[Alert]:
+    """All that stand, and those that were closed after `closed_after`, the newest first."""
+    query = (
+        select(_ALERT)
+        .where((_ALERT.c.standing.is_not(None)) | (_ALERT.c.changed_at > closed_after))
+        .order_by(_ALERT.c.id.desc())
+        .limit(most)
+    )
+    return [_kept(row).alert for row in connection.execute(query)]
+
+
+def around(
+    connection: Connection, vms: Sequence[str], first: float, last: float, most: int
+) -> list[Alert]:
+    """Alerts about some VMs with signals between two times, the newest first."""
+    query = (
+        select(_ALERT)
+        .where(_ALERT.c.vm.in_(vms), _ALERT.c.last_at >= first, _ALERT.c.first_at <= last)
+        .order_by(_ALERT.c.id.desc())
+        .limit(most)
+    )
+    return [_kept(row).alert for row in connection.execute(query)]
+
+
+# Investigations: the evidence, as JSON.
+
+
+def due_investigations(connection: Connection, now: float, most: int) -> list[tuple[int, str]]:
+    """Alerts of which evidence is to be gathered, each with what was gathered before, if any."""
+    query = (
+        select(_INVESTIGATION.c.alert, _INVESTIGATION.c.body)
+        .where(_INVESTIGATION.c.due_at <= now)
+        .order_by(_INVESTIGATION.c.due_at)
+        .limit(most)
+    )
+    return [(row.alert, row.body or "") for row in connection.execute(query)]
+
+
+def put_evidence(
+    transaction: Transaction, number: int, body: str | None, due_at: float | None
+) -> None:
+    """Keep what was gathered (None changes nothing); more is gathered at `due_at`."""
+    values: dict[str, object] = {"due_at": due_at}
+    if body is not None:
+        values["body"] = body
+    transaction.write(
+        update(_INVESTIGATION).where(_INVESTIGATION.c.alert == number).values(**values)
+    )
+
+
+def evidence(connection: Connection, number: int) -> str | None:
+    """What was gathered about an alert; "" where that is still to be done, None where there is
+    no such alert."""
+    query = select(_INVESTIGATION.c.body).where(_INVESTIGATION.c.alert == number)
+    row = connection.execute(query).first()
+    return None if row is None else row.body or ""
+
+
+def _standing(transaction: Transaction, keys: set[str]) -> dict[str, Alert]:
+    query = select(_ALERT).where(_ALERT.c.standing.is_not(None))
+    if len(keys) <= 500:  # else it is less to read all
+        query = query.where(_ALERT.c.standing.in_(sorted(keys)))
+    rows = transaction.read(query)
+    return {row.standing: _kept(row).alert for row in rows}
+
+
+def _put(transaction: Transaction, alert: Alert, telling: Telling | None, now: float) -> int:
+    """Keep an alert as its next version, and have it told."""
+    number, new = int(alert.id), transaction.next_number("alert.version")
+    row = {
+        **asdict(alert),
+        "id": number,
+        "version": new,
+        "standing": None if alert.state is State.CLOSED else alert.key,
+    }
+    row |= {name: str(row[name]) for name in ("kind", "state", "severity")}
+    changed = transaction.write(update(_ALERT).where(_ALERT.c.id == number).values(**row))
+    if not changed.rowcount:
+        transaction.write(insert(_ALERT).values(**row))
+        transaction.write(insert(_INVESTIGATION).values(alert=number, due_at=0.0, body=None))
+    if telling is not None:
+        body = to_json(cloud_event(alert, telling.source)).decode()
+        rows = [
+            asdict(Delivery(target, new, number, body, now, 0, 0.0)) for target in telling.targets
+        ]
+        if rows:
+            transaction.write(insert(_DELIVERY), rows)
+    return new
+
+
+def _is(one: Delivery) -> tuple[Any, Any]:
+    return _DELIVERY.c.target == one.target, _DELIVERY.c.version == one.version
+
+
+def _kept(row: Row[*tuple[Any, ...]]) -> Kept:
+    fields = row._mapping
+    alert = Alert(
+        id=str(fields["id"]),
+        kind=Kind(fields["kind"]),
+        state=State(fields["state"]),
+        severity=Severity(fields["severity"]),
+        **{name: fields[name] for name in _PLAIN},
+    )
+    return Kept(alert, fields["version"])
+
+
+_PLAIN = ("vm", "metric", "first_at", "last_at", "count", "score", "why", "changed_at", "by")
