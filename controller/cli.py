@@ -17,6 +17,7 @@ import typer
 from controller import __version__
 from controller.commands import (
     admin,
+    agent,
     dpi,
     fabric,
     forecast,
@@ -49,6 +50,7 @@ app.add_typer(dpi.app, name="dpi")
 app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")
 app.add_typer(admin.config, name="settings")
+app.command("agent")(agent.agent)
 app.command("explain")(fabric.explain)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)

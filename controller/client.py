@@ -28,6 +28,7 @@ from controller.api import (
     CLOUDEVENT,
     CLOUDEVENTS,
     JSON,
+    MSGPACK,
     RESOURCES,
     BatchReply,
     Changes,
@@ -67,9 +68,11 @@ _LONGEST_PAUSE_S = 5.0
 class Problem(Exception):  # noqa: N818 - the name that RFC 9457 gives it
     """What the server refused, or that it cannot be reached (`status` 0)."""
 
-    def __init__(self, body: ProblemBody) -> None:
+    def __init__(self, body: ProblemBody, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{body.detail}: {body.mend}" if body.mend else body.detail)
         self.body = body
+        #: Seconds after which the server asks to be asked again; 0 where it does not say.
+        self.retry_after_s = retry_after_s
 
     @property
     def type(self) -> str:
@@ -170,7 +173,8 @@ class Client:
         return self._parse(cls, answer)
 
     def list(self, cls: type[R], **filters: str) -> Iterator[R]:
-        """All records of a kind by key, read page by page; filters: tenant, subnet, host, vm."""
+        """All records of a kind by key, read page by page; filters: tenant, subnet, host, mac,
+        vm."""
         after = ""
         while True:
             query = {"limit": "500", "after": after, **filters}
@@ -331,6 +335,11 @@ class Client:
         """Send samples; what is accepted is on the server's disk with the reply."""
         return self._parse(SampleReply, self._call("POST", "/v1/samples", body=batch))
 
+    def send_packed_samples(self, packed: bytes, coding: str) -> SampleReply:
+        """Send samples as MessagePack that is compressed by `coding`, such as "zstd"."""
+        answer = self._call("POST", "/v1/samples", body=packed, media=MSGPACK, coding=coding)
+        return self._parse(SampleReply, answer)
+
     def history(
         self,
         subject: str,
@@ -390,16 +399,15 @@ class Client:
         query: Mapping[str, str | Sequence[str]] | None = None,
         body: object = None,
         media: str = JSON,
+        coding: str | None = None,
         again: bool = True,
     ) -> httpx.Response:
         """One call, repeated where it failed on the way or was put off; `again` is whether
         it may be repeated once it may have had its effect."""
         headers = {"content-type": media} if body is not None else {}
-        content = None
-        if isinstance(body, BaseModel):
-            content = body.model_dump_json(exclude={"number"})
-        elif body is not None:
-            content = TypeAdapter(Any).dump_json(body).decode()
+        if coding is not None:
+            headers["content-encoding"] = coding
+        content = _content(body)
         pause = _FIRST_PAUSE_S
         for left in reversed(range(self._attempts)):
             try:
@@ -450,9 +458,17 @@ class Client:
             ) from error
 
 
+def _content(body: object) -> str | bytes | None:
+    if body is None or isinstance(body, bytes):
+        return body
+    if isinstance(body, BaseModel):
+        return body.model_dump_json(exclude={"number"})
+    return TypeAdapter(Any).dump_json(body).decode()
+
+
 def _problem(answer: httpx.Response) -> Problem:
     try:
-        return Problem(ProblemBody.model_validate_json(answer.content))
+        return Problem(ProblemBody.model_validate_json(answer.content), _retry_after(answer))
     except ValidationError:
         return Problem(
             ProblemBody(
@@ -461,7 +477,8 @@ def _problem(answer: httpx.Response) -> Problem:
                 status=answer.status_code,
                 detail=f"{answer.url} answered {answer.status_code} {answer.text[:200]}",
                 mend="See that the URL is that of a Pleach.",
-            )
+            ),
+            _retry_after(answer),
         )
 
 

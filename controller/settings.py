@@ -381,6 +381,62 @@ class BehaviourSettings(Section):
     every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 60.0
 
 
+def _source(value: str) -> str:
+    if value and not re.match(r"[a-z][a-z0-9+.-]*://", value):
+        raise ValueError("this is no URI such as qemu:///system or http://127.0.0.1:9090")
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_source), PlainSerializer(masked, when_used="json")]
+
+
+class AgentSettings(Section):
+    """The agent of a hypervisor, which tells the controller what its host and VMs do."""
+
+    #: Id of this host at the controller; by default the machine's name.
+    host: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,126})?$")] = ""
+    #: The controller, such as https://pleach:8640; by default the one of this machine.
+    url: Uri = ""
+    #: A file with the token of this hypervisor; by default `agent.token` in `state_dir`.
+    token_file: FilePath | None = None
+    #: Who signed the controller's certificate, where the system does not know, and this
+    #: agent's own certificate. All files are PEM.
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    #: Where libvirt is asked; empty: not at all.
+    libvirt: Uri = "qemu:///system"
+    #: What is the id of a VM: its name (with libvirt the domain's, at a switch `iface-id`), its
+    #: uuid (the domain's; `vm-uuid` or `vm-id`), or whatever the controller calls the VM that
+    #: has its NIC's mac (`attached-mac`).
+    identify: Literal["name", "uuid", "mac"] = "name"
+    #: The Open vSwitch bridge that the VMs are plugged into; empty: no switch is asked. With
+    #: libvirt it is asked for connections only.
+    bridge: str = ""
+    #: The switch's database, `unix:/PATH` or `tcp:HOST:PORT`.
+    ovsdb: Annotated[str, AfterValidator(_ovsdb)] = "unix:/var/run/openvswitch/db.sock"
+    #: Connections known to this host, beyond which they are not counted by VM.
+    max_connections: Annotated[int, Field(ge=0)] = 100_000
+    #: A Prometheus whose samples are passed on; empty: none.
+    prometheus: Uri = ""
+    #: What its metrics are called here; by default policies/prometheus.yaml.
+    prometheus_names: FilePath | None = None
+    #: Seconds between two samples, and between two looks at all VMs beside their events.
+    interval_s: Annotated[float, Field(ge=1, le=3_600)] = 10.0
+    look_s: Annotated[float, Field(ge=1, le=3_600)] = 60.0
+    #: Bytes of samples that wait on the disk while the controller is away; the oldest go first.
+    queue_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 40)] = 64 << 20
+    #: Values of one batch of samples.
+    batch_values: Annotated[int, Field(ge=1_000, le=1_000_000)] = 50_000
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            given, absent = ("key", "certificate") if self.key else ("certificate", "key")
+            raise ValueError(f"{given} is given without {absent}: give both or none")
+        return self
+
+
 class LogSettings(Section):
     """Logs: one event a line, on stderr."""
 
@@ -405,6 +461,7 @@ class Settings(Section):
     migration: MigrationSettings = MigrationSettings()
     alerts: AlertSettings = AlertSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
+    agent: AgentSettings = AgentSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="before")

@@ -31,7 +31,7 @@ class Environment:
 
 #: By the name of the folder.
 ENVIRONMENTS = {
-    ".venv": Environment("constraints.txt", ("os_ken", "ovs", "pytest")),
+    ".venv": Environment("constraints.txt", ("os_ken", "ovs", "libvirt", "pytest")),
     ".venv-ryu": Environment("constraints-ryu.txt", ("ryu", "ovs", "apps")),
 }
 

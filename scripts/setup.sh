@@ -25,6 +25,7 @@ code_packages=(
     git                 # to see which files a run left in the tree
     postgresql          # the store on its other engine: tests start a server of their own
     victoria-metrics    # the history on its other engine: the same
+    python3-libvirt     # what the agent asks hypervisors by; has libvirt's test driver, too
 )
 labs_packages=(
     openvswitch-switch
@@ -128,7 +129,7 @@ choose() {
     fingerprint=$(key | sha256sum | cut -d ' ' -f 1)
 }
 
-# An environment sees two packages of Debian's Python, and no other: whatever else the system
+# An environment sees three packages of Debian's Python, and no other: whatever else the system
 # has there would be mixed with what is pinned (its OpenSSL, say, with another cryptography).
 debian_packages=/usr/lib/python3/dist-packages
 
@@ -137,7 +138,8 @@ site() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pure
 link_debian_packages() {
     local to path
     to=$(site)
-    for path in "$debian_packages"/{mininet,ovs} "$debian_packages"/ovs-*-info; do
+    for path in "$debian_packages"/{mininet,ovs,libvirt.py} "$debian_packages"/ovs-*-info \
+        "$debian_packages"/libvirtmod.*.so; do
         ln -sfn "$path" "$to/${path##*/}"
     done
 }

@@ -79,6 +79,7 @@ def _add_reading(routes: APIRouter, brain: Brain, path: str, cls: type[Record]) 
         tenant: Filter = None,
         subnet: Filter = None,
         host: Filter = None,
+        mac: Filter = None,
     ) -> Response:
         """The records by ascending key, page by page; filters that a kind lacks match none."""
         await brain.replica.refresh()
@@ -89,6 +90,7 @@ def _add_reading(routes: APIRouter, brain: Brain, path: str, cls: type[Record]) 
                 (tenant is None or getattr(record, "tenant", None) == tenant)
                 and (subnet is None or _on_subnet(record, subnet))
                 and (host is None or _at_host(state, record, host))
+                and (mac is None or _with_mac(record, mac))
             )
 
         return page(state, kind, after, limit, wanted)
@@ -110,6 +112,10 @@ def _add_reading(routes: APIRouter, brain: Brain, path: str, cls: type[Record]) 
 
 def _on_subnet(record: Record, subnet: str) -> bool:
     return isinstance(record, Vm) and any(nic.subnet == subnet for nic in record.nics)
+
+
+def _with_mac(record: Record, mac: str) -> bool:
+    return isinstance(record, Vm) and any(nic.mac == mac.lower() for nic in record.nics)
 
 
 def _at_host(state: State, record: Record, host: str) -> bool:

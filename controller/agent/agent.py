@@ -1,0 +1,157 @@
+"""What does an agent consist of? Sources, a watcher, a sender, and whatever tasks there are
+beside them; all started and ended together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from controller.agent.hypervisor import Libvirt
+from controller.agent.naming import Names
+from controller.agent.outbox import Outbox
+from controller.agent.sending import Sender
+from controller.agent.tasks import Crew, Task, Workplace
+from controller.agent.watching import Watcher
+from controller.client import Client
+from controller.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: The directory of the agent in `state_dir`, and the file in it that says how it is.
+DIRECTORY = "agent"
+STATUS = "status.json"
+#: Seconds between two writings of that.
+STATUS_S = 5.0
+#: Seconds that tasks have to end.
+PATIENCE_S = 10.0
+
+
+class Agent:
+    """An agent of the host `host`, with its files in `directory`."""
+
+    def __init__(self, settings: Settings, host: str, connect: Callable[[], Client]) -> None:
+        chosen = settings.agent
+        self._directory = settings.state_dir / DIRECTORY
+        self.outbox = Outbox(self._directory, chosen.queue_bytes)
+        self._work = Workplace(chosen, host, self.outbox, connect)
+        names = Names(chosen.identify, self.outbox, connect)
+        self.sender = Sender(self.outbox, connect, chosen.batch_values)
+        self.watcher = Watcher(host, self.outbox, sources := [], chosen.interval_s, chosen.look_s)
+        self._tasks: list[Task] = [self.watcher, self.sender]
+        if chosen.libvirt:
+            libvirt = Libvirt(chosen.libvirt, names.vm, self.watcher.wake)
+            sources.append(libvirt)
+            self._tasks.append(libvirt)
+        self._tasks += more_tasks(self._work)
+
+    def once(self) -> None:
+        """Look, measure and send a single time."""
+        self.watcher.look()
+        self.watcher.measure()
+        self.sender.once()
+
+    def run(self, stopping: threading.Event) -> None:
+        """Work until `stopping` is set."""
+        crew = Crew(self._tasks)
+        crew.start()
+        notify("READY=1")
+        log.info(
+            "agent started",
+            extra={"host": self._work.host, "tasks": [task.name for task in self._tasks]},
+        )
+        while not stopping.wait(STATUS_S):
+            self.write_status()
+            notify("WATCHDOG=1")
+        notify("STOPPING=1")
+        for name in crew.stop(PATIENCE_S):
+            log.error("a task did not end", extra={"task": name})
+        self.write_status()
+
+    def close(self) -> None:
+        """Let others have the outbox."""
+        self.outbox.close()
+
+    def status(self) -> dict[str, Any]:
+        """How it is, for `pleach agent --status`."""
+        sight, lost = self.watcher.sight, self.outbox.lost()
+        return {
+            "at": time.time(),
+            "pid": os.getpid(),
+            "host": self._work.host,
+            "vms": [asdict(machine) for machine in sight.machines],
+            "looked_at": sight.looked_at,
+            "measured_at": sight.measured_at,
+            "values": sight.values,
+            "troubles": {
+                name: {"cause": cause, "mend": mend}
+                for name, (cause, mend) in sight.troubles.items()
+            },
+            "sent": self.sender.account.told(),
+            "waiting": asdict(self.outbox.depth()),
+            "lost": None if lost is None else asdict(lost),
+            "refused_events": [
+                {"at": at, "type": fact.type, "vm": fact.vm, "cause": cause}
+                for at, fact, cause in self.outbox.refusals()
+            ],
+        }
+
+    def write_status(self) -> None:
+        """Put the status where `pleach agent --status` reads it."""
+        file = self._directory / STATUS
+        beside = file.with_suffix(".new")
+        try:
+            beside.write_text(json.dumps(self.status()))
+            beside.replace(file)
+        except OSError as error:
+            log.warning("the status cannot be written", extra={"cause": str(error)})
+
+
+def more_tasks(work: Workplace) -> list[Task]:
+    """What the agent does beside watching and sending."""
+    return []
+
+
+def read_status(state_dir: Path) -> dict[str, Any]:
+    """What the agent of this machine last wrote. Raises OSError and ValueError."""
+    found: dict[str, Any] = json.loads((state_dir / DIRECTORY / STATUS).read_text())
+    return found
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stopping = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where that started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaking:
+        try:
+            speaking.sendto(state.encode(), address)
+        except OSError as error:
+            log.warning("systemd cannot be told", extra={"state": state, "cause": str(error)})
