@@ -200,6 +200,16 @@ FLOWS = tuple(
             (3, 1, match(IS_IP), (Ct(f.REG[6], 4),), None),
             (3, 1, match(IS_V6), (Ct(12, 4),), None),
             (3, 2, match(IS_IP, (f.CT_MARK, 1)), (Ct(f.REG[6], commit=True),), 4),
+            (
+                3, 4, match(IS_IP, (f.CT_MARK, 0x11, 0x1F)),
+                (
+                    Clone((
+                        Ct(f.REG[6], commit=True, sets=(SetField(f.CT_MARK, 0x12, 0x1F),)),
+                        ToMeter(3), Output(CONTROLLER),
+                    )),
+                ),
+                4,
+            ),
             (3, 3, match(IS_IP, (f.CT_ZONE, 9)), (CtClear(), Ct(0, 4, commit=True)), None),
             (4, 10, match(IS_IP, (f.CT_STATE, TRK | EST, TRK | EST | NEW)), (), 5),
             (4, 11, match(IS_IP, (f.CT_STATE, TRK | INV, TRK | INV)), (), None),

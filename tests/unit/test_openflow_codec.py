@@ -152,7 +152,13 @@ SIMPLE: st.SearchStrategy[Act] = st.one_of(
     st.builds(PushMpls, U16),
     st.builds(PopMpls, U16),
     st.just(DecTtl()),
-    st.builds(Ct, REGISTERS | U16, st.none() | st.integers(0, 254), st.booleans()),
+    st.builds(
+        Ct,
+        REGISTERS | U16,
+        st.none() | st.integers(0, 254),
+        st.booleans(),
+        st.just(()) | st.just((SetField(f.CT_MARK, 0x13, 0x1F),)),
+    ),
     st.just(CtClear()),
     st.builds(Resubmit, U8),
     st.builds(Conjunction, U32, U8, U8),
@@ -226,6 +232,8 @@ ACTION_PAIRS: list[tuple[Act, Callable[[], Any]]] = [
     (CtClear(), lambda: OSKEN.NXActionCTClear()),
     (Ct(f.REG[6], 4), lambda: OSKEN.NXActionCT(0, "reg6", 15, 4, 0, [])),
     (Ct(12, None, commit=True), lambda: OSKEN.NXActionCT(1, "", 12, 255, 0, [])),
+    (Ct(12, None, commit=True, sets=(SetField(f.CT_MARK, 5),)), lambda: OSKEN.NXActionCT(
+        1, "", 12, 255, 0, [OSKEN.OFPActionSetField(ct_mark=5)])),
     (OutputField(f.REG[15]), lambda: OSKEN.NXActionOutputReg2(31, "reg15", 0xFFFF)),
 ]  # fmt: skip
 

@@ -23,7 +23,7 @@ from controller.model.state import State
 _MACS = {f.ETH_SRC, f.ETH_DST, f.ARP_SHA, f.ARP_THA, f.ND_SLL, f.ND_TLL}
 _IPV4 = {f.IPV4_SRC, f.IPV4_DST, f.ARP_SPA, f.ARP_TPA}
 _IPV6 = {f.IPV6_SRC, f.IPV6_DST, f.ND_TARGET}
-_HEX = {f.ETH_TYPE, f.CT_STATE, f.TCP_FLAGS, *f.REG}
+_HEX = {f.ETH_TYPE, f.CT_STATE, f.CT_MARK, f.TCP_FLAGS, *f.REG}
 
 _REASONS = {
     Owner.SWITCH: "frame of the pipeline",
@@ -149,17 +149,19 @@ def _action(action: r.Act) -> str:
     match action:
         case r.Output(port):
             return f"output:{_PORTS.get(port, port)}"
-        case r.SetField(field, value):
-            return f"set_field:{value_text(field, value)}->{field.name}"
+        case r.SetField(field, value, mask):
+            bits = "" if mask is None else f"/{value_text(field, mask)}"
+            return f"set_field:{value_text(field, value)}{bits}->{field.name}"
         case r.Move(source, target):
             return f"move:{source.name}->{target.name}"
         case r.ToGroup(group):
             return f"group:{group:#x}"
         case r.ToMeter(meter):
             return f"meter:{meter}"
-        case r.Ct(zone, table, commit):
+        case r.Ct(zone, table, commit, sets):
             where = zone.name if isinstance(zone, f.Field) else zone
             rest = (",commit" if commit else "") + ("" if table is None else f",table={table}")
+            rest += f",exec({','.join(_action(a) for a in sets)})" if sets else ""
             return f"ct(zone={where}{rest})"
         case r.Clone(actions):
             return f"clone({','.join(_action(a) for a in actions)})"

@@ -148,10 +148,12 @@ def _put_ct(act: Ct) -> bytes:
         source, zone = 0, act.zone
     else:
         source, zone = int.from_bytes(HEADER_OF[act.zone.name], "big"), _LOW_16_BITS
-    return _CT.pack(
-        VENDOR_ACTION, 24, NICIRA, CT, _CT_COMMIT if act.commit else 0, source, zone,
+    sets = put_actions(act.sets)
+    head = _CT.pack(
+        VENDOR_ACTION, 24 + len(sets), NICIRA, CT, _CT_COMMIT if act.commit else 0, source, zone,
         _CT_STAY if act.table is None else act.table, 0,
     )  # fmt: skip
+    return head + sets
 
 
 def _put_ct_clear(act: CtClear) -> bytes:
@@ -293,15 +295,25 @@ def _get_vendor(data: bytes, at: int, length: int, place: str, depth: int) -> Ac
 
 def _get_ct(data: bytes, at: int, length: int, place: str, depth: int) -> Act:
     _need(length, 24, "ct", place)
+    if depth >= _MAX_DEPTH:
+        raise Malformed(place, f"actions nested deeper than {_MAX_DEPTH}")
     _, _, _, _, flags, source, zone, table, alg = _CT.unpack_from(data, at)
-    if length > 24 or alg or flags & ~_CT_COMMIT:
-        raise Unknown("ct with nested actions, flags or a helper that we never use")
+    if alg or flags & ~_CT_COMMIT:
+        raise Unknown("ct with flags or a helper that we never use")
+    sets = get_actions(data, at + 24, at + length, f"{place}, ct", depth + 1)
+    if not all(isinstance(act, SetField) for act in sets):
+        raise Unknown("ct with other nested actions than set_field")
     field: Any = zone
     if source:
         field = FIELD_OF.get(source)
         if field is None or zone != _LOW_16_BITS:
             raise Unknown("ct with a zone out of a field that is none of ours")
-    return Ct(field, None if table == _CT_STAY else table, bool(flags & _CT_COMMIT))
+    return Ct(
+        field,
+        None if table == _CT_STAY else table,
+        bool(flags & _CT_COMMIT),
+        tuple(act for act in sets if isinstance(act, SetField)),
+    )
 
 
 def _get_ct_clear(data: bytes, at: int, length: int, place: str, depth: int) -> Act:

@@ -130,11 +130,13 @@ class DecTtl:
 @dataclass(frozen=True, slots=True)
 class Ct:
     """Look the packet up in conntrack (NXAST_CT), in the zone that `zone` holds (its low 16
-    bits) or names; go on in `table` if given; `commit` makes the connection known."""
+    bits) or names; go on in `table` if given; `commit` makes the connection known, and `sets`
+    then writes what is remembered with it."""
 
     zone: Field | int
     table: int | None = None
     commit: bool = False
+    sets: tuple[SetField, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
