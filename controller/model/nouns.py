@@ -165,6 +165,9 @@ class Host(Record):
     datapath: Dpid
     site: Id = "default"
     state: HostState = HostState.UP
+    #: The port of the datapath to which the first packets of services are copied, for the
+    #: host's agent to identify them. Without one they go up to the controller.
+    dpi_port: PortName | None = None
 
     @property
     def key(self) -> str:
@@ -351,6 +354,49 @@ class Link(Record):
         return f"{self.datapath}:{self.port}"
 
 
+#: How an answer came about: nDPI recognised what was sent; a trained classifier recognised how it
+#: was sent; by the port alone.
+Known = Literal["confirmed", "behavioural", "guessed", "unknown"]
+RiskName = Annotated[str, Field(min_length=1, max_length=100)]
+Span = Annotated[float, Field(ge=0, le=86_400)]
+
+
+class Service(Record):
+    """What answers at a port of a VM, as its packets tell; times in seconds."""
+
+    kind: ClassVar[str] = "service"
+    vm: Id
+    #: "tcp", "udp" or the number of another IP protocol.
+    protocol: Annotated[str, Field(pattern=r"^(tcp|udp|[0-9]{1,3})$")]
+    #: 0 where the protocol has none.
+    port: Annotated[int, Field(ge=0, le=65_535)]
+    #: nDPI's name: "TLS", or "TLS.Facebook" for what is in it; "unknown".
+    application: Annotated[str, Field(min_length=1, max_length=100)]
+    how: Known
+    #: One of the policy's, and how that is known: behaviour may tell more than "TLS" does.
+    category: Annotated[str, Field(min_length=1, max_length=100)]
+    category_how: Known
+    confidence: Annotated[float, Field(ge=0, le=1)]
+    #: nDPI's words for what is risky about it.
+    risks: tuple[RiskName, ...] = Field((), max_length=64)
+    #: Other applications that flows to it were recognised as.
+    conflicts: tuple[RiskName, ...] = Field((), max_length=16)
+    #: When that was concluded (Unix seconds, UTC), from how many flows and packets.
+    concluded_at: float
+    flows: Annotated[int, Field(ge=0)]
+    packets: Annotated[int, Field(ge=0)]
+    #: Medians: of TCP's handshake, and from a request to the first response.
+    handshake_s: Span | None = None
+    response_s: Span | None = None
+    #: Whether its first packets are being looked at again, and when that changes by itself.
+    tapped: bool = False
+    due: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.vm}:{self.protocol}:{self.port}"
+
+
 #: Every kind of record, in an order in which each refers only to those before it.
 RECORDS: tuple[type[Record], ...] = (
     Datapath,
@@ -363,5 +409,6 @@ RECORDS: tuple[type[Record], ...] = (
     Placement,
     Migration,
     AccessRule,
+    Service,
 )
 KINDS: dict[str, type[Record]] = {record.kind: record for record in RECORDS}

@@ -15,6 +15,7 @@ from controller.model.nouns import (
     Placement,
     Port,
     Record,
+    Service,
     Subnet,
     Tenant,
     Vm,
@@ -47,6 +48,7 @@ class State:
     datapaths: dict[str, Datapath] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
+    services: dict[str, Service] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record], revision: int = 0) -> State:

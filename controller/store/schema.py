@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0002"
+HEAD = "0003"
 
 metadata = MetaData(
     naming_convention={
@@ -148,6 +148,13 @@ access_rule = Table(
     Column("key", Name, primary_key=True),
     Column("tenant", Name, ForeignKey("tenant.key"), nullable=False, index=True),
     Column("number", Integer, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+service = Table(
+    "service",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("vm", Name, ForeignKey("vm.key"), nullable=False, index=True),
     Column("body", Text, nullable=False),
 )
 

@@ -23,6 +23,7 @@ from controller.model.nouns import (
     Placement,
     Port,
     Record,
+    Service,
     Subnet,
     Tenant,
     Vm,
@@ -222,6 +223,7 @@ SHAPES: dict[str, Shape] = {
             lambda r: (("tenant", r.tenant),),
             MAX_ACCESS_RULE_NUMBER,
         ),
+        Shape(Service, schema.service, lambda r: {"vm": r.vm}, lambda r: (("vm", r.vm),)),
     )
 }
 assert tuple(shape.record for shape in SHAPES.values()) == RECORDS

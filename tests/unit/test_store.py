@@ -23,6 +23,7 @@ from controller.model.nouns import (
     Phase,
     Placement,
     Port,
+    Service,
     Subnet,
     Tenant,
     Vm,
@@ -669,3 +670,35 @@ def test_a_backup_is_a_store(store: Store, url: str, tmp_path: Path) -> None:
         store.backup(tmp_path / "one.db")
     with pytest.raises(StoreError, match="absent"):
         store.backup(tmp_path / "absent" / "x.db")
+
+
+def a_service(vm: str, port: int) -> Service:
+    return Service(
+        vm=vm,
+        protocol="tcp",
+        port=port,
+        application="HTTP",
+        how="confirmed",
+        category="web server",
+        category_how="confirmed",
+        confidence=1.0,
+        concluded_at=1.0,
+        flows=1,
+        packets=4,
+        due=2.0,
+    )
+
+
+def test_the_services_of_a_vm_go_with_it(store: Store) -> None:
+    furnish(store)
+    with store.transaction() as tx:
+        for name, port in (("a", 80), ("a", 443), ("b", 80)):
+            tx.put(a_service(name, port))
+    before = store.revision
+    with store.transaction() as tx:
+        assert tx.delete(Vm, "a")
+    gone = [(c.kind, c.key) for c in store.changes(before, 10)]
+    assert gone == [("service", "a:tcp:443"), ("service", "a:tcp:80"), ("vm", "a")]
+    assert list(store.snapshot().services) == ["b:tcp:80"]
+    with pytest.raises(Missing), store.transaction() as tx:
+        tx.put(a_service("a", 80))

@@ -22,6 +22,7 @@ from controller.model.nouns import (
     Phase,
     Placement,
     Port,
+    Service,
     Subnet,
     Tenant,
     Vm,
@@ -81,6 +82,22 @@ def fill(url: str) -> None:
                 ports=("q",),
                 phase=Phase.STARTED,
                 started_at=1.0,
+            )
+        )
+        tx.put(
+            Service(
+                vm="v0",
+                protocol="tcp",
+                port=80,
+                application="HTTP",
+                how="confirmed",
+                category="web server",
+                category_how="confirmed",
+                confidence=1.0,
+                concluded_at=1.5,
+                flows=1,
+                packets=4,
+                due=2.5,
             )
         )
         tx.remember(EventReceipt("/s", "1", "f" * 64, "applied", 3, 1_700_000_000.123_456_7))

@@ -19,6 +19,7 @@ from controller.model.nouns import (
     Placement,
     Port,
     Record,
+    Service,
     Subnet,
     Tenant,
     Vm,
@@ -199,6 +200,17 @@ class Impact:
         self.view.state.apply(change)
         if before is None or after is None or before.number != after.number:
             self.everything = True
+
+    def _service(self, change: Change, before: Service | None, after: Service | None) -> None:
+        self.view.state.apply(change)
+        for known, present in ((before, False), (after, True)):
+            if known is None:
+                continue
+            keys = self.view.vm_services.setdefault(known.vm, set())
+            if present:
+                keys.add(known.key)
+            else:
+                keys.discard(known.key)
 
     # What depends on what.
 

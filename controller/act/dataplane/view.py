@@ -67,6 +67,8 @@ class FabricView:
     subnet_vms: dict[str, set[str]] = field(default_factory=dict)
     tenant_subnets: dict[str, set[str]] = field(default_factory=dict)
     tenant_rules: dict[str, set[str]] = field(default_factory=dict)
+    #: Keys of the services that are known of a VM.
+    vm_services: dict[str, set[str]] = field(default_factory=dict)
     edges: Counter[str] = field(default_factory=Counter)
     routes: paths.Routes = field(default_factory=lambda: paths.Routes(paths.Plan({}, ())))
 
@@ -82,6 +84,8 @@ class FabricView:
             view.tenant_subnets.setdefault(subnet.tenant, set()).add(subnet.id)
         for rule in state.access_rules.values():
             view.tenant_rules.setdefault(rule.tenant, set()).add(rule.id)
+        for service in state.services.values():
+            view.vm_services.setdefault(service.vm, set()).add(service.key)
         for migration in state.migrations.values():
             if migration.open:
                 view.moving[migration.vm] = migration
