@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from controller.model.addresses import Id
 from controller.model.nouns import (
@@ -325,3 +325,105 @@ class Metrics(Reply):
     """All metrics."""
 
     items: tuple[MetricInfo, ...]
+
+
+class AlertInfo(Reply):
+    """An alert: signals of one kind about one thing. Times are Unix seconds, UTC; `score` is the
+    strongest signal over the bound of what is usual, `why` its words; `by` who acknowledged or
+    closed it, null for the product itself. Each change takes the next `version` of all alerts."""
+
+    id: int
+    version: int
+    kind: str
+    vm: str
+    metric: str | None
+    state: Literal["open", "acknowledged", "closed"]
+    severity: Literal["warning", "critical"]
+    score: float
+    why: str
+    count: int
+    first_at: float
+    last_at: float
+    changed_at: float
+    by: str | None
+
+
+class Alerts(Reply):
+    """Alerts, the newest first; `next` is to be given as `before` for those that follow. With
+    `since`, in the order of their changes: go on with `since=version`."""
+
+    items: tuple[AlertInfo, ...]
+    next: int | None = None
+    version: int
+
+
+class AlertDelivery(Reply):
+    """What of an alert somebody is still to be told, or was not told in the end (`gave_up_at`).
+    `target` is an address without its password; null where the settings name it no more."""
+
+    target: str | None
+    version: int
+    made_at: float
+    attempts: int
+    due_at: float
+    gave_up_at: float | None
+    error: str | None
+
+
+class AlertStatus(Reply):
+    """One alert, and what of it is not yet told."""
+
+    alert: AlertInfo
+    deliveries: tuple[AlertDelivery, ...]
+
+
+class AlertNote(BaseModel):
+    """What someone has to say who acknowledges or closes an alert."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    note: Annotated[str, Field(max_length=500)] = ""
+
+
+class Investigation(Reply):
+    """The evidence around an alert: in words, and by its kinds. `complete` once nothing more is
+    gathered; `gathered_at` is null before anything was (Unix seconds, UTC)."""
+
+    alert: int
+    gathered_at: float | None
+    complete: bool
+    words: tuple[str, ...]
+    evidence: dict[str, Any]
+
+
+class AlertmanagerAlert(Reply):
+    """An alert as Alertmanager takes it; times are RFC 3339."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    startsAt: str  # noqa: N815 - Alertmanager's names
+    endsAt: str  # noqa: N815
+    generatorURL: str  # noqa: N815
+
+
+class AlertmanagerAlerts(RootModel[tuple[AlertmanagerAlert, ...]]):
+    """The body of `POST /api/v2/alerts` of an Alertmanager."""
+
+
+class LoopInfo(Reply):
+    """How a loop of the brain fares; `trouble` is what is wrong, "" where nothing is. Times are
+    in seconds, `last_at` Unix."""
+
+    name: str
+    every_s: float
+    turns: int
+    failures: int
+    last_at: float | None
+    last_s: float | None
+    trouble: str
+
+
+class LoopsInfo(Reply):
+    """All loops."""
+
+    items: tuple[LoopInfo, ...]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from controller.loops.alerts import Keeping
 from controller.loops.base import Loop
+from controller.loops.deliveries import Alertmanager, Webhooks
+from controller.observe.anomalies import rules
 from controller.settings import Settings
 
 
 def loops_of(settings: Settings) -> list[Loop]:
-    """The loops that `settings` ask for."""
-    del settings
-    return []
+    """The loops that `settings` ask for. Raises SettingsError where rules cannot be used."""
+    told = settings.alerts
+    ruled = rules.load(told.rules)
+    loops: list[Loop] = [Keeping(told, ruled)]
+    if told.webhooks:
+        loops.append(Webhooks(told))
+    if told.alertmanager is not None:
+        loops.append(Alertmanager(told, told.alertmanager))
+    return loops

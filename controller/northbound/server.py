@@ -26,6 +26,7 @@ from controller import __version__, logs
 from controller.api import Explained, Fault, NewToken, Tokens, TokenSecret
 from controller.history.errors import HistoryError
 from controller.northbound import (
+    alert_routes,
     event_routes,
     explain_routes,
     reading_routes,
@@ -73,6 +74,7 @@ def application(brain: Brain) -> Gate:
         redirect_slashes=False,
     )
     app.state.documented = [*reading_routes.MODELS, *sample_routes.MODELS]
+    app.state.documented += alert_routes.MODELS
     app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
@@ -81,6 +83,7 @@ def application(brain: Brain) -> Gate:
         explain_routes,
         sample_routes,
         token_routes,
+        alert_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

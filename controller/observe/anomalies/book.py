@@ -20,12 +20,18 @@ from controller.observe.anomalies import alerts
 from controller.observe.anomalies.alerts import Alert, Kind, Severity, Signal, State
 from controller.observe.anomalies.rendering import cloud_event
 from controller.observe.anomalies.rules import Rules
+from controller.settings import AlertSettings
 from controller.store import Transaction, schema
 
 _ALERT = schema.alert
 _DELIVERY = schema.alert_delivery
 _INVESTIGATION = schema.investigation
 _MARK = schema.mark
+
+#: For so many times of sending again an Alertmanager is told that an alert is over.
+OVER = 5
+#: Alerts that an Alertmanager is told of at once.
+_TOLD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,16 @@ class Asked:
 def digest(address: str) -> str:
     """What stands in the store for an address that is told, which may hold a password."""
     return hashlib.sha256(address.encode()).hexdigest()[:32]
+
+
+def telling(settings: AlertSettings) -> Telling:
+    """Who is to be told by these settings."""
+    return Telling(targets=tuple(dict.fromkeys(map(digest, settings.webhooks))))
+
+
+def link(settings: AlertSettings) -> str:
+    """The address of an alert, to which its id is added."""
+    return f"{settings.link.rstrip('/')}/v1/alerts/"
 
 
 # Changing. All return what was changed.
@@ -149,10 +165,8 @@ def settle(
 
 def forget(transaction: Transaction, before: float) -> int:
     """Forget what was closed before `before`, with all that belongs to it; how many alerts."""
-    old = select(_ALERT.c.id).where(
-        _ALERT.c.state == State.CLOSED.value, _ALERT.c.changed_at < before
-    )
-    numbers = [row.id for row in transaction.read(old.limit(1_000))]
+    query = select(_ALERT.c.id).where(*_old(before)).limit(1_000)
+    numbers = [row.id for row in transaction.read(query)]
     if not numbers:
         return 0
     for table, column in ((_DELIVERY, "alert"), (_INVESTIGATION, "alert"), (_ALERT, "id")):
@@ -176,21 +190,19 @@ def set_mark(transaction: Transaction, name: str, at: float) -> None:
 # Deliveries.
 
 
-def waiting(connection: Connection, most: int) -> list[Delivery]:
-    """What is next to be told: for each alert and target the oldest, whether or not it is due,
-    the oldest of all first."""
-    first = (
-        select(_DELIVERY.c.target, _DELIVERY.c.alert, func.min(_DELIVERY.c.version).label("next"))
-        .where(_DELIVERY.c.gave_up_at.is_(None))
-        .group_by(_DELIVERY.c.target, _DELIVERY.c.alert)
-        .subquery()
-    )
+def targets(connection: Connection) -> frozenset[str]:
+    """To whom something is still to be told."""
+    query = select(_DELIVERY.c.target).where(_DELIVERY.c.gave_up_at.is_(None)).distinct()
+    return frozenset(connection.scalars(query))
+
+
+def due(connection: Connection, target: str, now: float, most: int) -> list[Delivery]:
+    """What is to be told to `target` now: of each alert the oldest, where it is due."""
+    of_target = (_DELIVERY.c.target == target) & _DELIVERY.c.gave_up_at.is_(None)
+    first = select(func.min(_DELIVERY.c.version)).where(of_target).group_by(_DELIVERY.c.alert)
     query = (
         select(_DELIVERY)
-        .join(
-            first,
-            (first.c.target == _DELIVERY.c.target) & (first.c.next == _DELIVERY.c.version),
-        )
+        .where(of_target, _DELIVERY.c.version.in_(first), _DELIVERY.c.due_at <= now)
         .order_by(_DELIVERY.c.due_at, _DELIVERY.c.version)
         .limit(most)
     )
@@ -202,20 +214,27 @@ def delivered(transaction: Transaction, one: Delivery) -> None:
     transaction.write(delete(_DELIVERY).where(*_is(one)))
 
 
-def put_off(
-    transaction: Transaction, one: Delivery, now: float, error: str, due_at: float | None
-) -> None:
-    """It could not be told: again at `due_at`, or never where that is None."""
-    transaction.write(
-        update(_DELIVERY)
-        .where(*_is(one))
-        .values(
-            attempts=one.attempts + 1,
-            error=error[:500],
-            due_at=one.due_at if due_at is None else due_at,
-            gave_up_at=now if due_at is None else None,
-        )
+def put_off(transaction: Transaction, one: Delivery, error: str, due_at: float) -> None:
+    """It could not be told: again at `due_at`."""
+    values = {"attempts": one.attempts + 1, "error": error[:500], "due_at": due_at}
+    transaction.write(update(_DELIVERY).where(*_is(one)).values(**values))
+
+
+def give_up(
+    transaction: Transaction, target: str, made_before: float, now: float, error: str
+) -> list[Delivery]:
+    """Try no more to tell `target` what it was to be told since before `made_before`; that."""
+    late = (
+        _DELIVERY.c.target == target,
+        _DELIVERY.c.gave_up_at.is_(None),
+        _DELIVERY.c.made_at <= made_before,
     )
+    rows = transaction.read(select(_DELIVERY).where(*late))
+    given_up = [Delivery(**row._mapping) for row in rows]
+    if given_up:
+        values = {"gave_up_at": now, "error": error[:500]}
+        transaction.write(update(_DELIVERY).where(*late).values(**values))
+    return given_up
 
 
 def deliveries(connection: Connection, number: int) -> list[Delivery]:
@@ -257,15 +276,28 @@ def find(connection: Connection, asked: Asked, most: int) -> list[Kept]:
     return [_kept(row) for row in connection.execute(query.limit(most))]
 
 
-def lately(connection: Connection, closed_after: float, most: int) -> list[Alert]:
-    """All that stand, and those that were closed after `closed_after`, the newest first."""
+def lately(connection: Connection, closed_after: float) -> list[Alert]:
+    """What stands, and what was closed after `closed_after`, the newest first, no more than an
+    Alertmanager is told of at once."""
     query = (
         select(_ALERT)
         .where((_ALERT.c.standing.is_not(None)) | (_ALERT.c.changed_at > closed_after))
         .order_by(_ALERT.c.id.desc())
-        .limit(most)
+        .limit(_TOLD)
     )
     return [_kept(row).alert for row in connection.execute(query)]
+
+
+def subjects(connection: Connection) -> frozenset[str]:
+    """What alerts that stand are about."""
+    query = select(_ALERT.c.vm).where(_ALERT.c.standing.is_not(None)).distinct()
+    return frozenset(connection.scalars(query))
+
+
+def old(connection: Connection, before: float) -> bool:
+    """Whether there is anything that `forget` would forget."""
+    query = select(_ALERT.c.id).where(*_old(before)).limit(1)
+    return connection.scalar(query) is not None
 
 
 def around(
@@ -345,6 +377,10 @@ def _put(transaction: Transaction, alert: Alert, telling: Telling | None, now: f
         if rows:
             transaction.write(insert(_DELIVERY), rows)
     return new
+
+
+def _old(before: float) -> tuple[Any, Any]:
+    return _ALERT.c.state == State.CLOSED.value, _ALERT.c.changed_at < before
 
 
 def _is(one: Delivery) -> tuple[Any, Any]:
