@@ -18,6 +18,7 @@ from controller import __version__
 from controller.commands import (
     admin,
     agent,
+    alerts,
     dpi,
     fabric,
     forecast,
@@ -47,11 +48,13 @@ app.add_typer(records.host, name="host")
 app.add_typer(records.access, name="access")
 app.add_typer(fabric.topology, name="topology")
 app.add_typer(dpi.app, name="dpi")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")
 app.add_typer(admin.config, name="settings")
 app.command("agent")(agent.agent)
 app.command("explain")(fabric.explain)
+app.command("loops")(alerts.loops)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
 

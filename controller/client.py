@@ -30,6 +30,10 @@ from controller.api import (
     JSON,
     MSGPACK,
     RESOURCES,
+    AlertInfo,
+    AlertNote,
+    Alerts,
+    AlertStatus,
     BatchReply,
     Changes,
     EventReply,
@@ -38,6 +42,9 @@ from controller.api import (
     Health,
     HistoryReply,
     HistoryStatus,
+    Investigation,
+    LoopInfo,
+    LoopsInfo,
     Metrics,
     NewToken,
     ProblemBody,
@@ -366,6 +373,51 @@ class Client:
     def metrics(self) -> Metrics:
         """All metrics with units and bounds."""
         return self._parse(Metrics, self._call("GET", "/v1/metrics"))
+
+    # Alerts
+
+    def alerts(
+        self,
+        filters: Mapping[str, str] | None = None,
+        *,
+        before: int | None = None,
+        since: int | None = None,
+        limit: int = 100,
+        timeout_s: float | None = None,
+    ) -> Alerts:
+        """A page of alerts, the newest first; filters: state, kind, severity, vm. With `since`
+        those that changed after that version, waiting for one."""
+        given: dict[str, object] = {
+            "before": before,
+            "since": since,
+            "limit": limit,
+            "timeout": timeout_s,
+        }
+        given |= filters or {}
+        query = {name: str(value) for name, value in given.items() if value is not None}
+        return self._parse(Alerts, self._call("GET", "/v1/alerts", query=query))
+
+    def alert(self, number: int) -> AlertStatus:
+        """One alert, and what of it is not yet told."""
+        return self._parse(AlertStatus, self._call("GET", f"/v1/alerts/{number}"))
+
+    def investigation(self, number: int) -> Investigation:
+        """The evidence around an alert."""
+        return self._parse(Investigation, self._call("GET", f"/v1/alerts/{number}/investigation"))
+
+    def acknowledge_alert(self, number: int, note: str = "") -> AlertInfo:
+        """Say that somebody sees to it."""
+        path = f"/v1/alerts/{number}/acknowledge"
+        return self._parse(AlertInfo, self._call("POST", path, body=AlertNote(note=note)))
+
+    def close_alert(self, number: int, note: str = "") -> AlertInfo:
+        """Say that it is over."""
+        path = f"/v1/alerts/{number}/close"
+        return self._parse(AlertInfo, self._call("POST", path, body=AlertNote(note=note)))
+
+    def loops(self) -> tuple[LoopInfo, ...]:
+        """How each loop of the brain fares."""
+        return self._parse(LoopsInfo, self._call("GET", "/v1/loops")).items
 
     # Tokens and health
 

@@ -88,9 +88,11 @@ def running(
     state_dir: Path,
     store_url: str | None = None,
     history: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
     **northbound: object,
 ) -> Iterator[Running]:
-    """A server with settings of `northbound` and `history` changed, stopped at the end."""
+    """A server with settings of `northbound` and `history` changed, and others by `environ`,
+    stopped at the end."""
     settings = load(
         None,
         {
@@ -99,6 +101,7 @@ def running(
             **({} if store_url is None else {"PLEACH_STORE__URL": store_url}),
             **{f"PLEACH_NORTHBOUND__{k.upper()}": str(v) for k, v in northbound.items()},
             **{f"PLEACH_HISTORY__{k.upper()}": str(v) for k, v in (history or {}).items()},
+            **(environ or {}),
         },
     )
     with (
