@@ -13,9 +13,11 @@ from controller.model.nouns import (
     Datapath,
     Host,
     Link,
+    Marking,
     Migration,
     Placement,
     Port,
+    RateLimit,
     Record,
     Subnet,
     Tenant,
@@ -427,3 +429,18 @@ class LoopsInfo(Reply):
     """All loops."""
 
     items: tuple[LoopInfo, ...]
+
+
+class VmBandwidth(Reply):
+    """What a VM may send and receive, in kbit/s (None: it has no meter), and why; the operator's
+    limit; what its meters passed of late, where they were read; how its packets are marked."""
+
+    vm: str
+    out_kbit: int | None
+    in_kbit: int | None
+    out_reason: str
+    in_reason: str
+    limit: RateLimit | None = None
+    out_passed_kbit: float | None = None
+    in_passed_kbit: float | None = None
+    marking: Marking | None = None

@@ -19,6 +19,7 @@ from controller.commands import (
     admin,
     agent,
     alerts,
+    bandwidth,
     dpi,
     fabric,
     forecast,
@@ -53,6 +54,7 @@ app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")
 app.add_typer(admin.config, name="settings")
 app.command("agent")(agent.agent)
+app.command("bandwidth")(bandwidth.bandwidth)
 app.command("explain")(fabric.explain)
 app.command("loops")(alerts.loops)
 app.command("forecast")(forecast.forecast)

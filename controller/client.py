@@ -47,6 +47,7 @@ from controller.api import (
     LoopsInfo,
     Metrics,
     NewToken,
+    Page,
     ProblemBody,
     Ready,
     SampleBatch,
@@ -55,9 +56,10 @@ from controller.api import (
     Tokens,
     TokenSecret,
     Topology,
+    VmBandwidth,
     VmStatus,
 )
-from controller.model.nouns import Migration, Nic, Placement, Record
+from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
@@ -335,6 +337,32 @@ class Client:
         given = {"vm": vm, "datapath": datapath, "cookie": cookie, "limit": "100000"}
         query = {name: value for name, value in given.items() if value is not None}
         return self._parse(Explained, self._call("GET", "/v1/explain", query=query))
+
+    # Bandwidth
+
+    def bandwidth(self, vm: str) -> VmBandwidth:
+        """What a VM may send and receive, and why."""
+        return self._parse(VmBandwidth, self._call("GET", f"/v1/bandwidth/{vm}"))
+
+    def bandwidths(self) -> Iterator[VmBandwidth]:
+        """The same of all VMs of which there is something to tell, by VM, page by page."""
+        after = ""
+        while True:
+            query = {"limit": "500", "after": after}
+            answer = self._call("GET", "/v1/bandwidth", query=query)
+            page = self._parse(Page[VmBandwidth], answer)
+            yield from page.items
+            if page.next is None:
+                return
+            after = page.next
+
+    def limit(self, limit: RateLimit) -> RateLimit:
+        """Limit a VM."""
+        return self._parse(RateLimit, self._call("PUT", f"/v1/bandwidth/{limit.vm}", body=limit))
+
+    def unlimit(self, vm: str) -> None:
+        """Take the limit off a VM."""
+        self._call("DELETE", f"/v1/bandwidth/{vm}")
 
     # Time series
 

@@ -397,6 +397,83 @@ class Service(Record):
         return f"{self.vm}:{self.protocol}:{self.port}"
 
 
+#: kbit/s of a meter.
+Kbit = Annotated[int, Field(ge=1, le=0xFFFF_FFFF)]
+#: Milliseconds of a meter's rate that may pass at once after a pause. Less than this and TCP stays
+#: well below the rate: what a VM may send while the sender waits out a lost segment must not be
+#: lost to it.
+BURST_MS = 1_000
+BurstMs = Annotated[int, Field(ge=10, le=60_000)]
+
+
+class RateLimit(Record):
+    """What an operator lets a VM send (`out_kbit`) and receive, in kbit/s; None is no limit."""
+
+    kind: ClassVar[str] = "rate_limit"
+    vm: Id
+    out_kbit: Kbit | None = None
+    in_kbit: Kbit | None = None
+    burst_ms: BurstMs = BURST_MS
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.out_kbit is None and self.in_kbit is None:
+            raise ValueError("nothing is limited: give out_kbit or in_kbit, or delete the limit")
+        return self
+
+    @property
+    def key(self) -> str:
+        return self.vm
+
+
+class Bandwidth(Record):
+    """What was decided that a VM may send and receive, in kbit/s, and why; None is no meter."""
+
+    kind: ClassVar[str] = "bandwidth"
+    vm: Id
+    out_kbit: Kbit | None = None
+    in_kbit: Kbit | None = None
+    burst_ms: BurstMs = BURST_MS
+    out_reason: str = Field("", max_length=500)
+    in_reason: str = Field("", max_length=500)
+
+    @property
+    def key(self) -> str:
+        return self.vm
+
+
+class Mark(Value):
+    """What the edge writes on packets: `dscp` in the IP header, `traffic` in the traffic class of
+    the label (RFC 5462); `paths` is the class by which paths are chosen (`pipeline.Class`)."""
+
+    name: str = Field(max_length=64)
+    dscp: Annotated[int, Field(ge=0, le=63)] = 0
+    traffic: Annotated[int, Field(ge=0, le=7)] = 0
+    paths: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+class ServiceMark(Value):
+    """The mark of what goes to a port of a VM, and of what comes from it."""
+
+    protocol: Literal["tcp", "udp"]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    mark: Mark
+
+
+class Marking(Record):
+    """How the packets of a VM are marked: those of its services, and `default`, where it has
+    one, all others that it sends."""
+
+    kind: ClassVar[str] = "marking"
+    vm: Id
+    default: Mark | None = None
+    services: tuple[ServiceMark, ...] = Field((), max_length=1_000)
+
+    @property
+    def key(self) -> str:
+        return self.vm
+
+
 #: Every kind of record, in an order in which each refers only to those before it.
 RECORDS: tuple[type[Record], ...] = (
     Datapath,
@@ -410,5 +487,12 @@ RECORDS: tuple[type[Record], ...] = (
     Migration,
     AccessRule,
     Service,
+    RateLimit,
+    Bandwidth,
+    Marking,
 )
+#: What is only told of a VM, and goes with it.
+BELONGINGS: dict[type[Record], tuple[type[Record], ...]] = {
+    Vm: (Service, RateLimit, Bandwidth, Marking)
+}
 KINDS: dict[str, type[Record]] = {record.kind: record for record in RECORDS}

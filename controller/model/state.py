@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from controller.model.nouns import (
     KINDS,
     AccessRule,
+    Bandwidth,
     Datapath,
     Host,
     Link,
+    Marking,
     Migration,
     Placement,
     Port,
+    RateLimit,
     Record,
     Service,
     Subnet,
@@ -49,6 +52,9 @@ class State:
     ports: dict[str, Port] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
+    rate_limits: dict[str, RateLimit] = field(default_factory=dict)
+    bandwidths: dict[str, Bandwidth] = field(default_factory=dict)
+    markings: dict[str, Marking] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record], revision: int = 0) -> State:

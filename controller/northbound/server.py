@@ -27,6 +27,7 @@ from controller.api import Explained, Fault, NewToken, Tokens, TokenSecret
 from controller.history.errors import HistoryError
 from controller.northbound import (
     alert_routes,
+    bandwidth_routes,
     event_routes,
     explain_routes,
     reading_routes,
@@ -75,6 +76,7 @@ def application(brain: Brain) -> Gate:
     )
     app.state.documented = [*reading_routes.MODELS, *sample_routes.MODELS]
     app.state.documented += alert_routes.MODELS
+    app.state.documented += bandwidth_routes.MODELS
     app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
@@ -84,6 +86,7 @@ def application(brain: Brain) -> Gate:
         sample_routes,
         token_routes,
         alert_routes,
+        bandwidth_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0003"
+HEAD = "0004"
 
 metadata = MetaData(
     naming_convention={
@@ -156,6 +156,15 @@ service = Table(
     Column("key", Name, primary_key=True),
     Column("vm", Name, ForeignKey("vm.key"), nullable=False, index=True),
     Column("body", Text, nullable=False),
+)
+rate_limit, bandwidth, marking = (
+    Table(
+        name,
+        metadata,
+        Column("key", Name, ForeignKey("vm.key"), primary_key=True),
+        Column("body", Text, nullable=False),
+    )
+    for name in ("rate_limit", "bandwidth", "marking")
 )
 
 #: The change feed. `until` is the last revision of the same transaction; a `body` of NULL

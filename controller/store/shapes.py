@@ -15,13 +15,16 @@ from controller.model.nouns import (
     MAX_TENANT_NUMBER,
     RECORDS,
     AccessRule,
+    Bandwidth,
     Datapath,
     Host,
     Link,
+    Marking,
     Migration,
     Phase,
     Placement,
     Port,
+    RateLimit,
     Record,
     Service,
     Subnet,
@@ -157,6 +160,17 @@ def _placed_on(host: str) -> ColumnElement[bool]:
     return schema.vm.c.key.in_(placed)
 
 
+def _of_vm(record: type[Record], table: Table) -> Shape:
+    """What is told of a VM."""
+    return Shape(
+        record,
+        table,
+        lambda r: {},
+        lambda r: (("vm", r.vm),),
+        filters={"vm": lambda value: table.c.key == value},
+    )
+
+
 SHAPES: dict[str, Shape] = {
     shape.kind: shape
     for shape in (
@@ -224,6 +238,9 @@ SHAPES: dict[str, Shape] = {
             MAX_ACCESS_RULE_NUMBER,
         ),
         Shape(Service, schema.service, lambda r: {"vm": r.vm}, lambda r: (("vm", r.vm),)),
+        _of_vm(RateLimit, schema.rate_limit),
+        _of_vm(Bandwidth, schema.bandwidth),
+        _of_vm(Marking, schema.marking),
     )
 }
 assert tuple(shape.record for shape in SHAPES.values()) == RECORDS

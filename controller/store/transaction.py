@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from controller.model.nouns import Migration, Placement, Record, Service, Vm
+from controller.model.nouns import BELONGINGS, Migration, Placement, Record, Vm
 from controller.model.state import Change
 from controller.store import schema
 from controller.store.errors import Duplicate, NumbersExhausted, StoreError
@@ -175,24 +175,22 @@ class Transaction:
 
     def delete(self, cls: type[R], key: str) -> bool:
         """Remove a record; False where there is none. InUse where another refers to it, and
-        then the transaction may go on. A VM's services go with it."""
+        then the transaction may go on. What is only told of the record goes with it."""
         before = self.get(cls, key)
         if before is None:
             return False
-        services = self.where(Service, vm=key) if cls is Vm else []
+        gone = [record for of in BELONGINGS.get(cls, ()) for record in self.where(of, vm=key)]
+        gone.append(before)
         with self._whole(lambda: why_not_deleted(self._connection, cls.kind, key)):
-            for service in services:
-                self._connection.execute(_DELETE[Service.kind], {"key": service.key})
-                self._bodies[Service.kind, service.key] = None
-            self._connection.execute(_DELETE[cls.kind], {"key": key})
-            self._bodies[cls.kind, key] = None
+            for record in gone:
+                self._connection.execute(_DELETE[record.kind], {"key": record.key})
+                self._bodies[record.kind, record.key] = None
             if isinstance(before, Placement | Migration):
                 self._replug(before.vm)
             if cls.kind == "datapath":
                 self._delete_where(schema.progress, datapath=key)
-        for service in services:
-            self._enter(Service.kind, service.key, None, None)
-        self._enter(cls.kind, key, None, None)
+        for record in gone:
+            self._enter(record.kind, record.key, None, None)
         return True
 
     # Events.

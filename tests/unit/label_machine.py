@@ -148,7 +148,7 @@ class Machine:
                 name = f.IN_PORT if action.field is f.INGRESS else action.field
                 packet[name] = packet.get(name, 0) & ~mask | action.value
             elif isinstance(action, Move):
-                packet[action.target] = packet[action.source]
+                packet[action.target] = packet.get(action.source, 0)
             elif isinstance(action, Output):
                 return action.port if action.port != packet[f.IN_PORT] else None
             elif isinstance(action, ToGroup):

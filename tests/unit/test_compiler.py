@@ -16,9 +16,12 @@ from controller.model.addresses import format_dpid
 from controller.model.nouns import (
     AccessRule,
     Action,
+    Bandwidth,
     Datapath,
     Host,
     Link,
+    Mark,
+    Marking,
     Migration,
     Nic,
     Phase,
@@ -26,8 +29,10 @@ from controller.model.nouns import (
     Port,
     PortRange,
     Protocol,
+    RateLimit,
     Record,
     Selector,
+    ServiceMark,
     Subnet,
     Tenant,
     Vm,
@@ -58,6 +63,7 @@ def vm_record(key: str, subnets: list[str], groups: tuple[str, ...]) -> Vm:
 KINDS = (
     *("datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
     *("vm", "vm", "placement", "placement", "migration", "migration"),
+    *("rate_limit", "bandwidth", "marking"),
 )
 
 SELECTORS = (
@@ -79,7 +85,7 @@ def changes(  # noqa: C901 one branch for each kind of record
     def ports(vm: str, side: str) -> tuple[str, ...]:
         return (f"{vm}{side}0", f"{vm}{side}1")
 
-    def one() -> tuple[str, str, Record | None]:
+    def one() -> tuple[str, str, Record | None]:  # noqa: C901 one branch a kind
         kind = draw(st.sampled_from(KINDS))
         record: Record
         if kind == "datapath":
@@ -141,6 +147,19 @@ def changes(  # noqa: C901 one branch for each kind of record
                 phase=phase,
                 started_at=0.0,
             )
+        elif kind in ("rate_limit", "bandwidth"):
+            kbit = st.sampled_from([None, 1_000, 2_000])
+            cls = RateLimit if kind == "rate_limit" else Bandwidth
+            key = draw(st.sampled_from(list(VMS)))
+            record = cls(vm=key, out_kbit=draw(kbit) or 500, in_kbit=draw(kbit))
+        elif kind == "marking":
+            mark = Mark(name="interactive", dscp=18, traffic=5, paths=1)
+            services = draw(st.lists(st.sampled_from([80, 443]), max_size=2))
+            record = Marking(
+                vm=draw(st.sampled_from(list(VMS))),
+                default=draw(st.sampled_from([None, mark])),
+                services=tuple(ServiceMark(protocol="tcp", port=p, mark=mark) for p in services),
+            )
         else:
             sides = st.sampled_from(SELECTORS)
             record = AccessRule(
@@ -179,6 +198,13 @@ def base_state() -> State:
         vm_record("r2", ["red1", "red2"], ("web",)),
         Placement(vm="r1", host="h1", ports=("r1s0",)),
         Placement(vm="r2", host="h2", ports=("r2s0", "r2s1")),
+        RateLimit(vm="r2", out_kbit=3_000),
+        Bandwidth(vm="r1", out_kbit=1_000, in_kbit=2_000, out_reason="its share"),
+        Marking(
+            vm="r2",
+            default=Mark(name="bulk", dscp=10, traffic=2, paths=2),
+            services=(ServiceMark(protocol="udp", port=53, mark=Mark(name="names", dscp=48)),),
+        ),
     ]
     for a, b in ((0, 2), (2, 0), (1, 2), (2, 1)):
         records.append(Link(datapath=DPIDS[a], port=10 + b, to_datapath=DPIDS[b], to_port=10 + a))

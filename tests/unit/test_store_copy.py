@@ -14,14 +14,18 @@ from typer.testing import CliRunner
 from controller.cli import app
 from controller.model.nouns import (
     AccessRule,
+    Bandwidth,
     Datapath,
     Host,
     Link,
+    Mark,
+    Marking,
     Migration,
     Nic,
     Phase,
     Placement,
     Port,
+    RateLimit,
     Service,
     Subnet,
     Tenant,
@@ -72,6 +76,9 @@ def fill(url: str) -> None:
             nic = Nic(mac=f"02:00:00:00:00:{n:02x}", subnet="s")
             tx.put(Vm(id=f"v{n}", tenant="t", nics=(nic,)))
         tx.put(Placement(vm="v0", host="h", ports=("p",)))
+        tx.put(RateLimit(vm="v0", out_kbit=1_000))
+        tx.put(Bandwidth(vm="v0", out_kbit=500, out_reason="the limit"))
+        tx.put(Marking(vm="v0", default=Mark(name="bulk", dscp=10)))
         tx.put(
             Migration(
                 id="m",

@@ -16,6 +16,7 @@ from controller.act.dataplane.impact import Impact, Unit, datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow, Group, Match, Meter
 from controller.act.dataplane.pipeline import zone
 from controller.act.dataplane.rules.access import access
+from controller.act.dataplane.rules.bandwidth import bandwidth, marking
 from controller.act.dataplane.rules.base import Entries, Rules
 from controller.act.dataplane.rules.subnet import subnet, tenant
 from controller.act.dataplane.rules.switch import paths, switch
@@ -63,6 +64,8 @@ _ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
     "subnet": subnet,
     "vm": vm,
     "access": access,
+    "bandwidth": bandwidth,
+    "marking": marking,
 }
 
 

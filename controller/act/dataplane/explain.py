@@ -32,6 +32,8 @@ _REASONS = {
     Owner.SUBNET: "gateway and floods of the subnet",
     Owner.VM: "where the VM is, and what it may send from",
     Owner.ACCESS: "an access rule",
+    Owner.BANDWIDTH: "how fast the VM may send and receive",
+    Owner.MARKING: "the class of service of what the VM's services are asked and answer",
     Owner.DISCOVERY: "links are discovered by LLDP",
     Owner.DHCP: "DHCP is answered from the store",
     Owner.NEIGHBOUR: "IPv6 neighbours are told by the fabric",
@@ -70,7 +72,11 @@ def explain(
     for name in sorted(datapaths(view)):
         if datapath is not None and name != datapath:
             continue
-        units: Iterator[Unit] = units_at(view, name) if vm is None else iter([Unit("vm", vm)])
+        units: Iterator[Unit] = (
+            units_at(view, name)
+            if vm is None
+            else (Unit(kind, vm) for kind in ("vm", "bandwidth", "marking"))
+        )
         for unit in units:
             for flow in compile_unit(view, unit, name).flows:
                 if cookie is None or flow.cookie == cookie:
@@ -108,7 +114,8 @@ def text(key: object, entry: object) -> str:
     if isinstance(entry, AlienGroup | AlienMeter):
         return f"{type(entry).__name__} {entry.id:#x}: {entry.why}"
     if isinstance(entry, r.Meter):
-        return f"meter {entry.id}"
+        unit = "packets/s" if entry.packets else "kbit/s"
+        return f"meter {entry.id} of {entry.rate} {unit}"
     return f"entry at {key}"
 
 

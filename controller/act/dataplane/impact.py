@@ -12,12 +12,15 @@ from typing import NamedTuple
 from controller.act.dataplane.view import FabricView
 from controller.model.nouns import (
     AccessRule,
+    Bandwidth,
     Datapath,
     Host,
     Link,
+    Marking,
     Migration,
     Placement,
     Port,
+    RateLimit,
     Record,
     Service,
     Subnet,
@@ -47,6 +50,8 @@ def units_at(view: FabricView, datapath: str) -> Iterator[Unit]:
     for key in view.state.tenants:
         if view.tenant_at(key, datapath):
             yield from tenant_units(view, key)
+    for key in view.vms_at.get(datapath, ()):
+        yield Unit("bandwidth", key)
 
 
 def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
@@ -58,6 +63,8 @@ def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
     for name in view.tenant_vms.get(key, ()):
         if name in view.places:  # a VM that is nowhere has no rules
             yield Unit("vm", name)
+            if name in view.state.markings:
+                yield Unit("marking", name)
 
 
 def datapaths(view: FabricView) -> set[str]:
@@ -212,6 +219,26 @@ class Impact:
             else:
                 keys.discard(known.key)
 
+    def _rate_limit(
+        self, change: Change, before: RateLimit | None, after: RateLimit | None
+    ) -> None:
+        self._metered(change)
+
+    def _bandwidth(self, change: Change, before: Bandwidth | None, after: Bandwidth | None) -> None:
+        self._metered(change)
+
+    def _metered(self, change: Change) -> None:
+        self.view.state.apply(change)
+        for place in self.view.places.get(change.key, ()):
+            self.spots.add((place.datapath, Unit("bandwidth", change.key)))
+
+    def _marking(self, change: Change, before: Marking | None, after: Marking | None) -> None:
+        self.view.state.apply(change)
+        machine = self.view.state.vms.get(change.key)
+        if machine is not None:
+            edges = self.view.edges_of_tenant(machine.tenant)
+            self.spots.update((datapath, Unit("marking", change.key)) for datapath in edges)
+
     # What depends on what.
 
     def whole_tenant(self, key: str, where: Iterable[str], also: Iterable[str] = ()) -> None:
@@ -254,11 +281,14 @@ class _Watch:
         self.where |= {p.datapath for p in places}
         self.ports.append(frozenset((p.datapath, p.port) for p in places if p.port))
         spots.update((p.datapath, Unit("subnet", p.nic.subnet)) for p in places)
+        spots.update((p.datapath, Unit("bandwidth", self.key)) for p in places)
         machine = view.state.vms.get(self.key)
         if machine is None:
             return {}
         edges = view.edges_of_tenant(machine.tenant)
         spots.update((datapath, Unit("vm", self.key)) for datapath in edges)
+        if self.key in view.state.markings:
+            spots.update((datapath, Unit("marking", self.key)) for datapath in edges)
         if view.tenant_rules.get(machine.tenant):
             spots.update((datapath, Unit("access", machine.tenant)) for datapath in edges)
         return {

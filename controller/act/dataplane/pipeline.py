@@ -3,10 +3,11 @@ registers, what a label says, and who owns a rule.
 
     VM port ─▶ classify ─▶ port_security ─▶ answer ─▶ conntrack ─▶ access_out ─▶ commit_out ─┐
                   │                            │                                             │
-               uplink                     flood groups       bandwidth_out ◀─ tap_out ◀─ observe_out
-                  │                                                │
-                  │                             uplink ◀─ path ◀─ locate ─┐ local
-                  └─▶ label ─▶ deliver ◀──────────────────────────────────┘
+               uplink                     flood groups           mark ◀─ tap_out ◀─ observe_out
+                  │                                               │
+                  │             uplink ◀─ path ◀─ locate ◀─ bandwidth_out
+                  │                                 │ local
+                  └─▶ label ─▶ deliver ◀────────────┘
                         │         └─▶ access_in ─▶ commit_in ─▶ observe_in ─▶ tap_in ─┐
                         │                              VM port ◀─ output ◀─ bandwidth_in
                         └─▶ uplink (a core switch has only classify and label)
@@ -36,17 +37,18 @@ class TableId(IntEnum):
     COMMIT_OUT = 5
     OBSERVE_OUT = 6
     TAP_OUT = 7
-    BANDWIDTH_OUT = 8
-    LOCATE = 9
-    PATH = 10
-    LABEL = 11
-    DELIVER = 12
-    ACCESS_IN = 13
-    COMMIT_IN = 14
-    OBSERVE_IN = 15
-    TAP_IN = 16
-    BANDWIDTH_IN = 17
-    OUTPUT = 18
+    MARK = 8
+    BANDWIDTH_OUT = 9
+    LOCATE = 10
+    PATH = 11
+    LABEL = 12
+    DELIVER = 13
+    ACCESS_IN = 14
+    COMMIT_IN = 15
+    OBSERVE_IN = 16
+    TAP_IN = 17
+    BANDWIDTH_IN = 18
+    OUTPUT = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ SUBNET = f.REG[2]  # number of the subnet that the packet came from
 ZONE = f.REG[3]  # conntrack zone of the local VM that is being dealt with
 LABEL = f.REG[4]  # the outermost label, which can be matched in part only here
 CLASS = f.REG[5]  # class of service, which chooses paths: see `Class`
+TRAFFIC = f.REG[6]  # traffic class for labels (RFC 5462), which chooses queues on the way
 
 
 class Class(IntEnum):
@@ -102,8 +105,8 @@ def _table(
 
 
 _T = TableId
-_AFTER_ACCESS_OUT = (_T.OBSERVE_OUT, _T.TAP_OUT, _T.BANDWIDTH_OUT, _T.LOCATE)
-_AFTER_ACCESS_IN = (_T.OBSERVE_IN, _T.TAP_IN, _T.BANDWIDTH_IN, _T.OUTPUT)
+_AFTER_ACCESS_OUT = (_T.OBSERVE_OUT, _T.TAP_OUT, _T.MARK)
+_AFTER_ACCESS_IN = (_T.OBSERVE_IN, _T.TAP_IN, _T.BANDWIDTH_IN)
 TABLES: dict[TableId, Table] = {
     table.id: table
     for table in (
@@ -167,12 +170,18 @@ TABLES: dict[TableId, Table] = {
             provisioned=False,
         ),
         _table(
+            _T.MARK,
+            "in which class of service is the packet?",
+            _OBSERVED,
             _T.BANDWIDTH_OUT,
-            "how fast may the source VM send, and in which class is the packet?",
+            grows="local VMs + services of the tenants present that have a class",
+        ),
+        _table(
+            _T.BANDWIDTH_OUT,
+            "how fast may the source VM send?",
             _OBSERVED,
             _T.LOCATE,
-            grows="local VMs + services with a class",
-            provisioned=False,
+            grows="local VMs",
         ),
         _table(
             _T.LOCATE,
@@ -238,7 +247,6 @@ TABLES: dict[TableId, Table] = {
             _OBSERVED,
             _T.OUTPUT,
             grows="local VMs",
-            provisioned=False,
         ),
         _table(
             _T.OUTPUT,
@@ -334,6 +342,8 @@ class Owner(IntEnum):
     SUBNET = 4
     VM = 5
     ACCESS = 6
+    BANDWIDTH = 7
+    MARKING = 8
     #: Owners of what is sent up to the controller, so that a packet-in names its reader.
     DISCOVERY = 16
     DHCP = 17
@@ -348,7 +358,7 @@ class Owner(IntEnum):
 COOKIE_MAGIC = 0x9E
 #: Raised when the meaning of tables or registers changes, so that a dump taken across an
 #: upgrade can be read, and rules of the old layout are known for what they are.
-GENERATION = 3
+GENERATION = 4
 
 
 def cookie(owner: Owner, key: str = "") -> int:
@@ -422,3 +432,18 @@ class MeterId(IntEnum):
 #: Packets per second and per switch: enough for a hundred VMs that boot at once, little
 #: enough that a hostile one cannot keep the controller busy.
 METER_RATES = {MeterId.REQUESTS: 500, MeterId.ERRORS: 100, MeterId.ACTIVATIONS: 200}
+
+
+#: Meters of VMs begin after those above.
+_VM_METERS = 16
+
+
+def vm_meter(port: int, *, out: bool) -> int:
+    """Meter of what the VM at a port sends (`out`) or receives. Open vSwitch numbers ports in 16
+    bits and has 262,144 meters."""
+    return _VM_METERS + 2 * port + (0 if out else 1)
+
+
+def is_vm_meter(meter: int) -> bool:
+    """Whether a meter is one of a VM's."""
+    return meter >= _VM_METERS

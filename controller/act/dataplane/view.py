@@ -62,6 +62,8 @@ class FabricView:
     #: Places by (subnet, datapath), and VMs by (datapath, port name), known port or not.
     subnet_places: dict[tuple[str, str], set[Place]] = field(default_factory=dict)
     named: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    #: How many places of each VM a datapath has.
+    vms_at: dict[str, Counter[str]] = field(default_factory=dict)
     #: VMs of a tenant; VMs with a NIC in a subnet.
     tenant_vms: dict[str, set[str]] = field(default_factory=dict)
     subnet_vms: dict[str, set[str]] = field(default_factory=dict)
@@ -205,6 +207,10 @@ class FabricView:
     def _count(self, place: Place, by: int) -> None:
         self.tenant_edges.setdefault(place.tenant, Counter())[place.datapath] += by
         self.subnet_edges.setdefault(place.nic.subnet, Counter())[place.datapath] += by
+        here = self.vms_at.setdefault(place.datapath, Counter())
+        here[place.vm] += by
+        if not here[place.vm]:
+            del here[place.vm]
         same_subnet = self.subnet_places.setdefault((place.nic.subnet, place.datapath), set())
         same_name = self.named.setdefault((place.datapath, place.port_name), set())
         if by > 0:

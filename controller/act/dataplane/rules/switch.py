@@ -34,6 +34,7 @@ from controller.act.dataplane.pipeline import (
     METER_RATES,
     MPLS,
     PAYLOAD_MASK,
+    TRAFFIC,
     TREE_MASK,
     ZONE,
     MeterId,
@@ -134,7 +135,8 @@ def _state_frame() -> Entries:
         new = (f.CT_STATE, CT_TRACKED | CT_NEW, CT_TRACKED | CT_NEW)
         for table in (TableId.COMMIT_OUT, TableId.COMMIT_IN):
             yield frame.flow(table, 10, kind, new, do=(Ct(ZONE, commit=True),), goto=after(table))
-    for table in (TableId.COMMIT_OUT, TableId.COMMIT_IN):
+    passing = (TableId.MARK, TableId.BANDWIDTH_OUT, TableId.BANDWIDTH_IN)
+    for table in (TableId.COMMIT_OUT, TableId.COMMIT_IN, *passing):
         yield frame.flow(table, 1, goto=after(table))
     for table in (TableId.ACCESS_OUT, TableId.ACCESS_IN):
         reply = CT_TRACKED | CT_ESTABLISHED | CT_REPLY
@@ -216,7 +218,12 @@ def send(view: FabricView, datapath: str, hop: Hop) -> tuple[Act, ...]:
 def push(edge: int, tree: int, payload: Payload) -> tuple[Act, ...]:
     """Actions that put the label towards datapath number `edge` by `tree` on a packet."""
     label = edge_label(edge, tree, payload)
-    return (PushMpls(), SetField(f.MPLS_LABEL, label), SetField(LABEL, label))
+    return (
+        PushMpls(),
+        SetField(f.MPLS_LABEL, label),
+        Move(TRAFFIC, f.MPLS_TC, 3),
+        SetField(LABEL, label),
+    )
 
 
 def _towards(view: FabricView, w: Writer, datapath: str, edge: str) -> Entries:

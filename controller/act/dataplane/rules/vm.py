@@ -106,9 +106,10 @@ def _secured(w: Writer, place: Place, port: int, tell: tuple[Act, ...]) -> Entri
     sender = (f.IN_PORT, port), (f.ETH_SRC, mac_to_int(nic.mac))
 
     def admit(priority: int, *tests: tuple[f.Field, int]) -> Flow:
-        return w.flow(
-            TableId.PORT_SECURITY, priority, *sender, *tests, do=tell, goto=TableId.ANSWER
-        )
+        ip = (f.ETH_TYPE, IPV4) in tests or (f.ETH_TYPE, IPV6) in tests
+        # Classes of service are the fabric's to give: what a VM says of itself is not trusted.
+        do = (SetField(f.IP_DSCP, 0), *tell) if ip else tell
+        return w.flow(TableId.PORT_SECURITY, priority, *sender, *tests, do=do, goto=TableId.ANSWER)
 
     arp = (f.ETH_TYPE, ARP), (f.ARP_SHA, mac_to_int(nic.mac))
     yield admit(
