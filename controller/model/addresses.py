@@ -85,6 +85,9 @@ def format_dpid(dpid: int) -> str:
 #: A datapath id, always carried as 16 hex digits: JSON numbers lose bits past 2^53.
 Dpid = Annotated[str, BeforeValidator(lambda v: format_dpid(parse_dpid(v)))]
 
+#: A port of a datapath, as the records of ports and links are named: 16 hex digits:number.
+PortKey = Annotated[str, Field(pattern=r"^[0-9a-f]{16}:[1-9][0-9]{0,9}$")]
+
 __all__ = [
     "GATEWAY_MAC",
     "Dpid",
@@ -92,6 +95,7 @@ __all__ = [
     "IPv6Address",
     "Id",
     "Mac",
+    "PortKey",
     "PortName",
     "eui64_link_local",
     "format_dpid",

@@ -13,13 +13,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from controller.model.addresses import Dpid, Id, Mac, PortName, eui64_link_local
+from controller.model.addresses import Dpid, Id, Mac, PortKey, PortName, eui64_link_local
 
 #: Widths of what the numbers are packed into: conntrack zones have 16 bits, an MPLS label
 #: 20 (RFC 3032), of which the payload type takes 1 for subnets and 8 for edges and paths.
 MAX_TENANT_NUMBER = 0xFFFF
 MAX_SUBNET_NUMBER = (1 << 18) - 5
 MAX_DATAPATH_NUMBER = (1 << 12) - 2
+
+
+#: bit/s: no more than adds up exactly in a double.
+Bps = Annotated[int, Field(gt=0, le=10**15)]
 
 
 class Value(BaseModel):
@@ -474,6 +478,102 @@ class Marking(Record):
         return self.vm
 
 
+class LinkSpeed(Record):
+    """What one direction of a link carries, as an operator says: above what its port says, and
+    kept where the link is rediscovered."""
+
+    kind: ClassVar[str] = "link_speed"
+    #: The link, as its record has it: dpid:port.
+    id: PortKey
+    #: bit/s
+    speed: Bps
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Tunnel(Record):
+    """A link to another site, whose bandwidth can be reserved, in each direction by itself."""
+
+    kind: ClassVar[str] = "tunnel"
+    id: Id
+    #: The port that it leaves by, as of a link: dpid:port. Traffic out of there goes forward.
+    link: PortKey
+    #: bit/s in each direction.
+    capacity: Bps
+    #: Share of the capacity that may be reserved; the rest is always for others.
+    reservable: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class Reservation(Record):
+    """So much of one direction of a tunnel, for somebody, until some time."""
+
+    kind: ClassVar[str] = "reservation"
+    id: Id
+    tunnel: Id
+    #: bit/s
+    rate: Bps
+    #: Whether out of the port that the tunnel names, or into it.
+    forward: bool = True
+    #: What it is for, such as a migration.
+    purpose: str = Field("", max_length=200)
+    #: When it ends by itself; Unix seconds, UTC.
+    expires_at: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class RouteClass(StrEnum):
+    """Traffic that has routes of its own; what is in no class goes with BULK."""
+
+    BULK = "bulk"
+    INTERACTIVE = "interactive"
+
+
+class Way(Value):
+    """One path of a route: the datapaths in order, the tree that its label names, and which of
+    the route's equal buckets lead there."""
+
+    nodes: tuple[Dpid, ...] = Field(min_length=2, max_length=64)
+    tree: Annotated[int, Field(ge=0, le=63)]
+    buckets: tuple[Annotated[int, Field(ge=0, lt=256)], ...] = Field(min_length=1)
+
+
+class Route(Record):
+    """How traffic of a class is spread from one edge to another, as it was last decided."""
+
+    kind: ClassVar[str] = "route"
+    ingress: Dpid
+    egress: Dpid
+    traffic_class: RouteClass = RouteClass.BULK
+    ways: tuple[Way, ...] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _buckets_once(self) -> Self:
+        taken = sorted(bucket for way in self.ways for bucket in way.buckets)
+        if taken != list(range(len(taken))):
+            raise ValueError(f"buckets are numbered from 0, each once, and not {taken}")
+        if any((w.nodes[0], w.nodes[-1]) != (self.ingress, self.egress) for w in self.ways):
+            raise ValueError(f"a way leads from {self.ingress} to {self.egress}")
+        return self
+
+    @property
+    def key(self) -> str:
+        return route_key(self.ingress, self.egress, self.traffic_class)
+
+
+def route_key(ingress: str, egress: str, traffic_class: RouteClass) -> str:
+    """The key of a route."""
+    return f"{ingress}:{egress}:{traffic_class}"
+
+
 #: Every kind of record, in an order in which each refers only to those before it.
 RECORDS: tuple[type[Record], ...] = (
     Datapath,
@@ -490,6 +590,10 @@ RECORDS: tuple[type[Record], ...] = (
     RateLimit,
     Bandwidth,
     Marking,
+    LinkSpeed,
+    Tunnel,
+    Reservation,
+    Route,
 )
 #: What is only told of a VM, and goes with it.
 BELONGINGS: dict[type[Record], tuple[type[Record], ...]] = {

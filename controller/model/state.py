@@ -12,15 +12,19 @@ from controller.model.nouns import (
     Datapath,
     Host,
     Link,
+    LinkSpeed,
     Marking,
     Migration,
     Placement,
     Port,
     RateLimit,
     Record,
+    Reservation,
+    Route,
     Service,
     Subnet,
     Tenant,
+    Tunnel,
     Vm,
 )
 
@@ -55,6 +59,10 @@ class State:
     rate_limits: dict[str, RateLimit] = field(default_factory=dict)
     bandwidths: dict[str, Bandwidth] = field(default_factory=dict)
     markings: dict[str, Marking] = field(default_factory=dict)
+    link_speeds: dict[str, LinkSpeed] = field(default_factory=dict)
+    tunnels: dict[str, Tunnel] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record], revision: int = 0) -> State:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -23,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0004"
+HEAD = "0005"
 
 metadata = MetaData(
     naming_convention={
@@ -167,6 +168,35 @@ rate_limit, bandwidth, marking = (
     for name in ("rate_limit", "bandwidth", "marking")
 )
 
+#: Of links that are not there too: what an operator says of one outlives it.
+link_speed = Table(
+    "link_speed",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+tunnel = Table(
+    "tunnel",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+reservation = Table(
+    "reservation",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("tunnel", Name, ForeignKey("tunnel.key"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+#: Its ends are no foreign keys: a switch may be forgotten before it is decided anew.
+route = Table(
+    "route",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("egress", Name, nullable=False, index=True),
+    Column("body", Text, nullable=False),
+)
+
 #: The change feed. `until` is the last revision of the same transaction; a `body` of NULL
 #: tells of a removal.
 feed = Table(
@@ -222,6 +252,24 @@ token = Table(
     Column("digest", Name, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
+)
+#: What edges sent towards others in an interval that ended at `at` (Unix seconds), as JSON.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("datapath", Name, primary_key=True),
+    Column("at", Float, primary_key=True),
+    Column("body", Text, nullable=False),
+    Index("ix_traffic_at", "at"),
+)
+#: What was decided on paths, when (Unix seconds) and why; `routes` of each pair, compressed.
+path_decision = Table(
+    "path_decision",
+    metadata,
+    Column("id", BigKey, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("routes", LargeBinary),
 )
 audit = Table(
     "audit",

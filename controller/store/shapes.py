@@ -19,6 +19,7 @@ from controller.model.nouns import (
     Datapath,
     Host,
     Link,
+    LinkSpeed,
     Marking,
     Migration,
     Phase,
@@ -26,9 +27,12 @@ from controller.model.nouns import (
     Port,
     RateLimit,
     Record,
+    Reservation,
+    Route,
     Service,
     Subnet,
     Tenant,
+    Tunnel,
     Vm,
 )
 from controller.store import schema
@@ -241,6 +245,15 @@ SHAPES: dict[str, Shape] = {
         _of_vm(RateLimit, schema.rate_limit),
         _of_vm(Bandwidth, schema.bandwidth),
         _of_vm(Marking, schema.marking),
+        Shape(LinkSpeed, schema.link_speed, lambda r: {}),
+        Shape(Tunnel, schema.tunnel, lambda r: {}),
+        Shape(
+            Reservation,
+            schema.reservation,
+            lambda r: {"tunnel": r.tunnel},
+            lambda r: (("tunnel", r.tunnel),),
+        ),
+        Shape(Route, schema.route, lambda r: {"egress": r.egress}),
     )
 }
 assert tuple(shape.record for shape in SHAPES.values()) == RECORDS

@@ -22,10 +22,10 @@ from controller.act.dataplane.openflow.records import (
     SetField,
     ToGroup,
 )
-from controller.act.dataplane.pipeline import MPLS, Payload, TableId, path_group
+from controller.act.dataplane.pipeline import MPLS, Class, Payload, TableId, path_group
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import format_dpid
-from controller.model.nouns import Datapath, Host, Link
+from controller.model.nouns import Datapath, Host, Link, Record, Route
 from controller.model.state import State
 
 POPPED = "popped"
@@ -34,12 +34,17 @@ Place = tuple[str, int]
 Packet = dict[f.Field, int]
 
 
-def fabric(cables: list[Cable], edges: Iterable[int], down: Iterable[int] = ()) -> State:
+def fabric(
+    cables: list[Cable],
+    edges: Iterable[int],
+    down: Iterable[int] = (),
+    routes: Iterable[Route] = (),
+) -> State:
     """Datapaths numbered from 1 and joined by `cables`, each with ports of its own; a host at
     each of `edges`. The cables of the indexes `down` are known not to work."""
     down = set(down)
     switches = {s for cable in cables for s in cable} | set(edges)
-    records = [Datapath(dpid=format_dpid(s), number=s) for s in switches]
+    records: list[Record] = [Datapath(dpid=format_dpid(s), number=s) for s in switches]
     records += [Host(id=f"h{s}", datapath=format_dpid(s)) for s in edges]
     for index, (a, b) in enumerate(cables):
         for one, other in ((a, b), (b, a)):
@@ -52,7 +57,7 @@ def fabric(cables: list[Cable], edges: Iterable[int], down: Iterable[int] = ()) 
                     up=index not in down,
                 )
             )
-    return State.of(records)
+    return State.of([*records, *routes])
 
 
 def port_of(cable: int) -> int:
@@ -80,18 +85,23 @@ class Machine:
         """Whether a port is; None is that of a bucket that watches none."""
         return port is None or port - 10 not in self.dead
 
-    def ways(self, ingress: str, egress: str) -> Iterator[list[str]]:
-        """Every way that a packet may take: the switches it comes by, the last one being where
-        its label is popped. AssertionError where it goes in circles; a way that ends elsewhere
-        is where it is dropped."""
+    def ways(
+        self, ingress: str, egress: str, traffic_class: Class = Class.DEFAULT
+    ) -> Iterator[list[str]]:
+        """Every way that a packet of a class may take, one a bucket: the switches it comes by,
+        the last one being where its label is popped. AssertionError where it goes in circles; a
+        way that ends elsewhere is where it is dropped."""
         number = self.view.number(egress)
-        group = self.groups[ingress][path_group(number, Payload.IPV4)]
+        group = self.groups[ingress][path_group(number, Payload.IPV4, traffic_class)]
         assert group.type is GroupType.SELECT
         living = [b for b in group.buckets if self.alive(b.watch_port)]
         if not living:
             yield [ingress]
+        known: dict[Bucket, list[str]] = {}
         for bucket in living:
-            yield self._follow(ingress, bucket.actions, {f.IN_PORT: 1})
+            if bucket not in known:
+                known[bucket] = self._follow(ingress, bucket.actions, {f.IN_PORT: 1})
+            yield known[bucket]
 
     def _follow(self, switch: str, actions: tuple[Act, ...], packet: Packet) -> list[str]:
         way = [switch]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from controller.act.dataplane.compiler import Compiler, compile_all, compile_unit
 from controller.act.dataplane.impact import datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow
-from controller.act.dataplane.pipeline import TABLES, TableId
+from controller.act.dataplane.pipeline import TABLES, WEIGHTED, TableId
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import format_dpid
 from controller.model.nouns import (
@@ -31,11 +31,14 @@ from controller.model.nouns import (
     Protocol,
     RateLimit,
     Record,
+    Route,
+    RouteClass,
     Selector,
     ServiceMark,
     Subnet,
     Tenant,
     Vm,
+    Way,
 )
 from controller.model.state import Change, State
 
@@ -61,7 +64,7 @@ def vm_record(key: str, subnets: list[str], groups: tuple[str, ...]) -> Vm:
 
 #: What is drawn more often stands here more than once.
 KINDS = (
-    *("datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
+    *("route", "route", "datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
     *("vm", "vm", "placement", "placement", "migration", "migration"),
     *("rate_limit", "bandwidth", "marking"),
 )
@@ -122,6 +125,21 @@ def changes(  # noqa: C901 one branch for each kind of record
                 cidr=f"10.{i}.0.0/24",
                 number=1 + i,
                 dhcp=draw(st.booleans()),
+            )
+        elif kind == "route":
+            a, b = draw(st.permutations([0, 1]))
+            nodes = draw(st.sampled_from([(a, b), (a, 2, b)]))
+            record = Route(
+                ingress=DPIDS[a],
+                egress=DPIDS[b],
+                traffic_class=draw(st.sampled_from(RouteClass)),
+                ways=(
+                    Way(
+                        nodes=tuple(DPIDS[node] for node in nodes),
+                        tree=draw(st.sampled_from(WEIGHTED[:2])),
+                        buckets=tuple(range(draw(st.integers(1, 3)))),
+                    ),
+                ),
             )
         elif kind == "host":
             record = Host(id=draw(st.sampled_from(["h1", "h2", "h3"])), datapath=dpid())

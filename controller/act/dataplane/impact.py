@@ -16,15 +16,19 @@ from controller.model.nouns import (
     Datapath,
     Host,
     Link,
+    LinkSpeed,
     Marking,
     Migration,
     Placement,
     Port,
     RateLimit,
     Record,
+    Reservation,
+    Route,
     Service,
     Subnet,
     Tenant,
+    Tunnel,
     Vm,
 )
 from controller.model.state import Change
@@ -202,6 +206,24 @@ class Impact:
         for known in (before, after):
             if known is not None:  # whose ports are uplinks
                 self.spots.add((known.datapath, Unit("paths")))
+
+    def _route(self, change: Change, before: Route | None, after: Route | None) -> None:
+        self.view.state.apply(change)
+        self.view.rechoose()
+        self.topology = True
+
+    def _link_speed(
+        self, change: Change, before: LinkSpeed | None, after: LinkSpeed | None
+    ) -> None:
+        self.view.state.apply(change)  # for those who choose routes
+
+    def _tunnel(self, change: Change, before: Tunnel | None, after: Tunnel | None) -> None:
+        self.view.state.apply(change)
+
+    def _reservation(
+        self, change: Change, before: Reservation | None, after: Reservation | None
+    ) -> None:
+        self.view.state.apply(change)
 
     def _datapath(self, change: Change, before: Datapath | None, after: Datapath | None) -> None:
         self.view.state.apply(change)

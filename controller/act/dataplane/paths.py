@@ -13,62 +13,32 @@ fails or comes back changes nothing in the core:
   however many links fail.
 
 `choose` says what each ingress uses of it now: the planned trees that are whole from there on.
-Where none is, but a way exists, a *repair* tree is laid over the links that work.
+Where none is, but a way exists, a *repair* tree is laid over the links that work. What was
+decided from the traffic stands beside all this (`weighted.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import NamedTuple
 
 from controller.act.dataplane.detours import independent_trees
-from controller.act.dataplane.pipeline import DETOURS, FAILOVER_SLOTS, PLANNED, REPAIRS
+from controller.act.dataplane.pipeline import DETOURS, PLANNED, REPAIRS
+from controller.act.dataplane.trees import (
+    Adjacency,
+    Hop,
+    Place,
+    Plan,
+    Step,
+    Tree,
+    Ways,
+    carry,
+    digest,
+    slots_of,
+)
+from controller.act.dataplane.weighted import Weighted
 
-#: Local ports that lead to a neighbour (its dpid), for each dpid.
-Adjacency = Mapping[str, Mapping[str, tuple[int, ...]]]
-#: A switch and one of its ports.
-Place = tuple[str, int]
-
-
-class Hop(NamedTuple):
-    """How a switch sends on what is on a tree: by the first of `ports` that lives, which all
-    lead to one neighbour; else, put on the tree `detour`, by the first of `around`."""
-
-    ports: tuple[int, ...]
-    detour: int | None = None
-    around: tuple[int, ...] = ()
-
-    @property
-    def protected(self) -> bool:
-        """Whether there is a choice."""
-        return len(self.ports) > 1 or bool(self.around)
-
-
-class _Step(NamedTuple):
-    """A tree at one switch: the neighbour, and how to get there."""
-
-    to: str
-    hop: Hop
-
-
-#: One tree: the step of every switch.
-_Tree = dict[str, _Step]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The trees towards every edge. A pure function of adjacency and edges."""
-
-    adjacency: Adjacency
-    edges: tuple[str, ...]
-    #: By edge and number of the tree.
-    trees: dict[str, dict[int, _Tree]] = field(default_factory=dict)
-    #: Switch to what it must carry for others: (edge, tree) to how.
-    carried: dict[str, dict[tuple[str, int], Hop]] = field(default_factory=dict)
-    #: Switch to the slot of every hop with a choice that it may come to use.
-    slots: dict[str, dict[Hop, int]] = field(default_factory=dict)
+NOTHING_CHOSEN = Weighted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +50,9 @@ class Routes:
     used: dict[str, dict[str, tuple[tuple[int, Hop], ...]]] = field(default_factory=dict)
     #: Switch to what it carries on repair trees.
     repairs: dict[str, dict[tuple[str, int], Hop]] = field(default_factory=dict)
+    #: What was decided beside the plan.
+    weighted: Weighted = field(default_factory=Weighted)
+    _slots: dict[str, dict[Hop, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def trees(self, edge: str, switch: str) -> tuple[tuple[int, Hop], ...]:
         """What `switch` uses towards `edge`; empty where there is no way."""
@@ -87,20 +60,31 @@ class Routes:
 
     def carried(self, switch: str) -> dict[tuple[str, int], Hop]:
         """What `switch` carries for others: (edge, tree) to how."""
-        return {**self.plan.carried.get(switch, {}), **self.repairs.get(switch, {})}
+        return {
+            **self.plan.carried.get(switch, {}),
+            **self.repairs.get(switch, {}),
+            **self.weighted.laid.carried.get(switch, {}),
+        }
 
     def slots(self, switch: str) -> dict[Hop, int]:
         """The slot of every hop of `switch` with a choice, also of those not used now: from its
         content, so that it stays what it is while others come and go."""
-        planned = self.plan.slots.get(switch, {})
-        more = {hop for hop in self.repairs.get(switch, {}).values() if hop.protected}
-        return _slots({*planned, *more}) if more - planned.keys() else planned
+        known = self._slots.get(switch)
+        if known is None:
+            planned = self.plan.slots.get(switch, {})
+            more = {hop for hop in self.repairs.get(switch, {}).values() if hop.protected}
+            more |= self.weighted.laid.hops.get(switch, set())
+            known = slots_of({*planned, *more}) if more - planned.keys() else planned
+            self._slots[switch] = known
+        return known
 
     def differ(self, other: Routes, switch: str) -> bool:
         """Whether `switch` does something else there."""
         if self.used.get(switch) != other.used.get(switch) or self.repairs.get(
             switch
         ) != other.repairs.get(switch):
+            return True
+        if self.weighted.differ(other.weighted, switch):
             return True
         mine, theirs = self.plan, other.plan
         return mine is not theirs and (
@@ -121,16 +105,17 @@ def plan(adjacency: Adjacency, edges: Iterable[str]) -> Plan:
         for ingress in made.edges:
             for tree in trees:
                 if tree in PLANNED and ingress in trees[tree]:
-                    _carry(made.carried, trees, edge, tree, ingress)
+                    carry(made.carried, trees, edge, tree, ingress)
     for switch in adjacency:
-        made.slots[switch] = _slots(_hops(made, switch))
+        made.slots[switch] = slots_of(_hops(made, switch))
     return made
 
 
-def choose(made: Plan, down: Collection[Place] = ()) -> Routes:
-    """What each ingress uses of the plan while the links out of the places `down` do not work."""
+def choose(made: Plan, down: Collection[Place] = (), weighted: Weighted = NOTHING_CHOSEN) -> Routes:
+    """What each ingress uses of the plan while the links out of the places `down` do not work,
+    beside what was chosen for the traffic."""
     down = frozenset(down)
-    routes = Routes(made)
+    routes = Routes(made, weighted=weighted)
     for edge in made.edges:
         left = []
         whole = {t: _whole(tree, edge, down) for t, tree in _planned_of(made, edge).items()}
@@ -181,17 +166,17 @@ def _next_hops(adjacency: Adjacency, target: str) -> dict[str, list[tuple[str, i
     }
 
 
-def _planned(adjacency: Adjacency, edge: str, detours: tuple[_Tree, _Tree]) -> Iterable[_Tree]:
+def _planned(adjacency: Adjacency, edge: str, detours: tuple[Tree, Tree]) -> Iterable[Tree]:
     choices = _next_hops(adjacency, edge)
     distance = _distances(adjacency, edge)
     count, values = _digits(choices, distance)
-    ways = _Ways(edge, detours)
+    ways = Ways(edge, detours)
     for number in range(count):
-        tree: _Tree = {}
+        tree: Tree = {}
         for switch, hops in choices.items():
             to, port = hops[number // values[distance[switch]] % len(hops)]
             others = tuple(p for p in adjacency[switch][to] if p != port)
-            tree[switch] = _Step(to, ways.around(switch, to, (port, *others), detours=DETOURS))
+            tree[switch] = Step(to, ways.around(switch, to, (port, *others), detours=DETOURS))
         yield tree
 
 
@@ -212,71 +197,18 @@ def _digits(
     return min(count, len(PLANNED)), values
 
 
-def _detours(adjacency: Adjacency, edge: str) -> tuple[_Tree, _Tree]:
+def _detours(adjacency: Adjacency, edge: str) -> tuple[Tree, Tree]:
     pairs = independent_trees(adjacency, edge)
-    bare: tuple[_Tree, _Tree] = ({}, {})
+    bare: tuple[Tree, Tree] = ({}, {})
     for switch, hops in pairs.items():
         for tree, to in zip(bare, hops, strict=True):
-            tree[switch] = _Step(to, Hop(adjacency[switch][to]))
+            tree[switch] = Step(to, Hop(adjacency[switch][to]))
     first, second = bare
-    ways = _Ways(edge, bare)
+    ways = Ways(edge, bare)
     over = DETOURS[1:]
     return {
-        s: _Step(to, ways.around(s, to, hop.ports, over)) for s, (to, hop) in first.items()
+        s: Step(to, ways.around(s, to, hop.ports, over)) for s, (to, hop) in first.items()
     }, second
-
-
-class _Ways:
-    """The detours to one edge, and what lies on them."""
-
-    def __init__(self, edge: str, detours: tuple[_Tree, _Tree]) -> None:
-        self.edge = edge
-        self.trees = dict(zip(DETOURS, detours, strict=True))
-        self._on_way: dict[tuple[int, str], frozenset[str]] = {}
-
-    def around(self, switch: str, to: str, ports: tuple[int, ...], detours: Iterable[int]) -> Hop:
-        """How `switch` gets to its neighbour `to`, or around it; where that cannot be, around
-        the link."""
-        known = [d for d in detours if switch in self.trees[d]]
-        good = [d for d in known if to not in self.on_way(d, switch)]
-        good += [d for d in known if self.trees[d][switch].to != to]
-        if not good:
-            return Hop(ports)
-        return Hop(ports, good[0], self.trees[good[0]][switch].hop.ports)
-
-    def on_way(self, detour: int, switch: str) -> frozenset[str]:
-        """The switches after `switch` on its way to the edge."""
-        if switch == self.edge:
-            return frozenset()
-        known = self._on_way.get((detour, switch))
-        if known is None:
-            to = self.trees[detour][switch].to
-            known = self._on_way[detour, switch] = self.on_way(detour, to) | {to}
-        return known
-
-
-def _carry(
-    carried: dict[str, dict[tuple[str, int], Hop]],
-    trees: Mapping[int, _Tree],
-    edge: str,
-    tree: int,
-    ingress: str,
-) -> None:
-    """Note at which switches a tree is used from an ingress on, and the detours from there."""
-    waiting = [(tree, ingress, False)]
-    while waiting:
-        number, switch, noting = waiting.pop()
-        if switch == edge:
-            continue
-        to, hop = trees[number][switch]
-        if noting:
-            here = carried.setdefault(switch, {})
-            if (edge, number) in here:
-                continue
-            here[edge, number] = hop
-        waiting.append((number, to, True))
-        if hop.detour is not None:
-            waiting.append((hop.detour, trees[hop.detour][switch].to, True))
 
 
 def _hops(made: Plan, switch: str) -> set[Hop]:
@@ -287,26 +219,14 @@ def _hops(made: Plan, switch: str) -> set[Hop]:
     return hops
 
 
-def _slots(hops: Iterable[Hop]) -> dict[Hop, int]:
-    slots: dict[Hop, int] = {}
-    taken: set[int] = set()
-    for hop in sorted((hop for hop in hops if hop.protected), key=repr):
-        slot = _digest(hop) % FAILOVER_SLOTS
-        while slot in taken:
-            slot = (slot + 1) % FAILOVER_SLOTS
-        taken.add(slot)
-        slots[hop] = slot
-    return slots
-
-
 # --- What works now -------------------------------------------------------------------------
 
 
-def _planned_of(made: Plan, edge: str) -> dict[int, _Tree]:
+def _planned_of(made: Plan, edge: str) -> dict[int, Tree]:
     return {number: tree for number, tree in made.trees[edge].items() if number in PLANNED}
 
 
-def _whole(tree: _Tree, edge: str, down: frozenset[Place]) -> set[str]:
+def _whole(tree: Tree, edge: str, down: frozenset[Place]) -> set[str]:
     """The switches from which every link of the tree works, up to the edge. A tree's steps are
     in the order of their distance."""
     if not down:
@@ -330,22 +250,18 @@ def _repair(routes: Routes, edge: str, ingresses: list[str], down: frozenset[Pla
         for switch, neighbours in routes.plan.adjacency.items()
     }
     choices = _next_hops(working, edge)
-    steps: _Tree = {}
+    steps: Tree = {}
     for ingress in ingresses:
         switch = ingress
         while switch != edge and switch in choices and switch not in steps:
             to = choices[switch][0][0]
-            steps[switch] = _Step(to, Hop(working[switch][to]))
+            steps[switch] = Step(to, Hop(working[switch][to]))
             switch = to
     if not steps:
         return
-    number = REPAIRS[_digest(sorted(steps.items())) % len(REPAIRS)]
+    number = REPAIRS[digest(sorted(steps.items())) % len(REPAIRS)]
     for switch, (_, hop) in steps.items():
         routes.repairs.setdefault(switch, {})[edge, number] = hop
     for ingress in ingresses:
         if ingress in steps:
             routes.used.setdefault(ingress, {})[edge] = ((number, steps[ingress].hop),)
-
-
-def _digest(value: object) -> int:
-    return int.from_bytes(blake2b(repr(value).encode(), digest_size=8).digest(), "big")

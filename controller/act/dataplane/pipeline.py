@@ -284,10 +284,12 @@ class Payload(IntEnum):
 
 #: Trees towards one edge that a label can tell apart (6 bits), by what they are for: those
 #: that an ingress spreads connections over; the two that a switch turns to by itself where it
-#: has lost its next hop; and those laid when no planned tree is left to somebody.
+#: has lost its next hop; those laid when no planned tree is left to somebody; and those that
+#: were chosen for the traffic.
 PLANNED = range(16)
 DETOURS = range(16, 18)
 REPAIRS = range(32, 48)
+WEIGHTED = range(48, 64)
 MPLS = 0x8847
 IPV4 = 0x0800
 IPV6 = 0x86DD
@@ -397,9 +399,16 @@ class GroupKind(IntEnum):
             return None
 
 
-def path_group(edge: int, payload: Payload) -> int:
-    """Group that carries packets towards datapath number `edge`."""
-    return GroupKind.PATH << 28 | edge << 4 | payload
+def path_group(edge: int, payload: Payload, traffic_class: Class = Class.DEFAULT) -> int:
+    """Group that carries packets of a class towards datapath number `edge`."""
+    return GroupKind.PATH << 28 | edge << 4 | traffic_class << 2 | payload
+
+
+def path_of_group(group: int) -> tuple[int, Class] | None:
+    """The edge and class that a group of paths is for, or None for another group."""
+    if GroupKind.of(group) is not GroupKind.PATH or group >> 2 & 3 not in tuple(Class):
+        return None
+    return group >> 4 & 0xFFF, Class(group >> 2 & 3)
 
 
 def flood_group(subnet: int) -> int:

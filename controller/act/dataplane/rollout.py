@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from controller.act.dataplane.compiler import Entry, FlowKey, GroupKey, Key
-from controller.act.dataplane.pipeline import GroupKind, TableId
+from controller.act.dataplane.pipeline import CLASS, GroupKind, TableId
 
 
 class Step(IntEnum):
@@ -36,6 +36,9 @@ _GIVING = {GroupKind.PATH, GroupKind.FLOOD}
 def step_of(key: Key, wanted: Entry | None, found: object | None) -> Step:
     """What it means to put `wanted` in the place of `found`; None is no entry."""
     if isinstance(key, FlowKey):
+        if key.table == TableId.PATH and wanted is not None and found is None:
+            # A class gets a group of its own: of labels that may not be laid yet.
+            return Step.USE if any(field is CLASS for field, _, _ in key.match) else Step.FREE
         if key.table != TableId.LABEL:
             return Step.FREE
     elif isinstance(key, GroupKey):

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controller.act.dataplane import paths
+from controller.act.dataplane.trees import Adjacency, Plan
+from controller.act.dataplane.trees import Place as PortPlace
+from controller.act.dataplane.weighted import Laid, lay, weigh
 from controller.model.nouns import (
     Host,
     Migration,
@@ -72,7 +75,9 @@ class FabricView:
     #: Keys of the services that are known of a VM.
     vm_services: dict[str, set[str]] = field(default_factory=dict)
     edges: Counter[str] = field(default_factory=Counter)
-    routes: paths.Routes = field(default_factory=lambda: paths.Routes(paths.Plan({}, ())))
+    routes: paths.Routes = field(default_factory=lambda: paths.Routes(Plan({}, ())))
+    #: What the routes of record ask for, and of which plan.
+    _laid: tuple[Plan, Laid] | None = None
 
     @classmethod
     def of(cls, state: State) -> FabricView:
@@ -158,14 +163,20 @@ class FabricView:
         plan = self.routes.plan
         if (plan.adjacency, plan.edges) != (adjacency, edges):
             plan = paths.plan(adjacency, edges)
-        self.routes = paths.choose(plan, down)
+        if self._laid is None or self._laid[0] is not plan:
+            self._laid = plan, lay(plan, self.state.routes.values())
+        self.routes = paths.choose(plan, down, weigh(self._laid[1], down))
 
-    def _fabric(self) -> tuple[paths.Adjacency, set[paths.Place]]:
+    def rechoose(self) -> None:
+        """Other routes are asked for: the next `reroute` is to lay them."""
+        self._laid = None
+
+    def _fabric(self) -> tuple[Adjacency, set[PortPlace]]:
         """The links that are known in both directions, and the ends of those of them that are
         not up in both."""
         links = self.state.links
         ports: dict[str, dict[str, set[int]]] = {}
-        down: set[paths.Place] = set()
+        down: set[PortPlace] = set()
         for link in links.values():
             back = links.get(f"{link.to_datapath}:{link.to_port}")
             ends = {(link.datapath, link.port), (link.to_datapath, link.to_port)}

@@ -21,9 +21,9 @@ from controller.act.dataplane.openflow.records import (
     SetField,
     ToGroup,
 )
-from controller.act.dataplane.paths import Hop
 from controller.act.dataplane.pipeline import (
     ARP,
+    CLASS,
     EDGE_MASK,
     EGRESS,
     IPV4,
@@ -37,6 +37,7 @@ from controller.act.dataplane.pipeline import (
     TRAFFIC,
     TREE_MASK,
     ZONE,
+    Class,
     MeterId,
     Owner,
     Payload,
@@ -60,7 +61,9 @@ from controller.act.dataplane.rules.base import (
     Writer,
     punt,
 )
+from controller.act.dataplane.trees import Hop
 from controller.act.dataplane.view import FabricView
+from controller.model.nouns import RouteClass
 
 #: Hashed by the groups that spread connections over paths.
 HASHED = (f.IPV4_SRC, f.IPV4_DST, f.IP_PROTO, f.TCP_SRC, f.TCP_DST, f.UDP_SRC, f.UDP_DST)
@@ -227,29 +230,48 @@ def push(edge: int, tree: int, payload: Payload) -> tuple[Act, ...]:
 
 
 def _towards(view: FabricView, w: Writer, datapath: str, edge: str) -> Entries:
-    """The trees to one edge. Where they begin at several neighbours, those that live share the
-    packets; a single one is gone around by the switch's own fast failover.
+    """The ways to one edge: those chosen for the traffic, else the planned trees. Where they
+    begin at several neighbours, those that live share the packets; a single one is gone around
+    by the switch's own fast failover. What is in no class of its own goes with the bulk.
 
     The group stays, and hashes the same fields, however many trees are left, none of them even:
     Open vSwitch before 3.1.2 confuses cached flows that overlap (dpif_netdev_flow_put), and
     could go on dropping by one of them after a way came back.
     """
     number = view.number(edge)
-    trees = view.routes.trees(edge, datapath)
-    spread = len({frozenset(hop.ports) for _, hop in trees}) > 1
+    weighted = view.routes.weighted
+    bulk = weighted.buckets(datapath, edge, RouteClass.BULK)
+    yield from _spread(view, w, datapath, number, bulk or view.routes.trees(edge, datapath))
+    interactive = weighted.buckets(datapath, edge, RouteClass.INTERACTIVE)
+    if interactive:
+        yield from _spread(view, w, datapath, number, interactive, Class.INTERACTIVE)
+
+
+def _spread(
+    view: FabricView,
+    w: Writer,
+    datapath: str,
+    number: int,
+    trees: tuple[tuple[int, Hop], ...],
+    traffic_class: Class = Class.DEFAULT,
+) -> Entries:
+    """A group that spreads packets of a class over trees to datapath `number`, and what leads
+    there. A tree that is given twice takes twice as much."""
+    several = len({frozenset(hop.ports) for _, hop in trees}) > 1
+    priority = 20 if traffic_class else 10
+    tests = ((CLASS, traffic_class),) if traffic_class else ()
     for payload, ethertype, hashed in (
         (Payload.IPV4, IPV4, HASHED),
         (Payload.IPV6, IPV6, HASHED6),
     ):
-        buckets = tuple(
-            Bucket(
+        made = {
+            (tree, hop): Bucket(
                 (*push(number, tree, payload), *send(view, datapath, hop)),
-                watch_port=hop.ports[0] if spread else None,
+                watch_port=hop.ports[0] if several else None,
             )
-            for tree, hop in trees
-        )
-        group = path_group(number, payload)
-        yield Group(group, GroupType.SELECT, buckets, hashed)
-        yield w.flow(
-            TableId.PATH, 10, (f.ETH_TYPE, ethertype), (EGRESS, number), do=(ToGroup(group),)
-        )
+            for tree, hop in set(trees)
+        }
+        group = path_group(number, payload, traffic_class)
+        yield Group(group, GroupType.SELECT, tuple(made[tree] for tree in trees), hashed)
+        test = ((f.ETH_TYPE, ethertype), (EGRESS, number), *tests)
+        yield w.flow(TableId.PATH, priority, *test, do=(ToGroup(group),))
