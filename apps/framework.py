@@ -106,7 +106,12 @@ def replies_to(answered: Answered) -> None:
 
 #: Messages that are handed over as they are, and descriptions of which the same holds.
 _RAW = {wire.ERROR, wire.BARRIER_REPLY, wire.BUNDLE_CONTROL}
-_DESCRIPTIONS = {wire.MP_FLOW_DESC, wire.MP_GROUP_DESC, wire.MP_METER_DESC}
+_DESCRIPTIONS = {
+    wire.MP_FLOW_DESC,
+    wire.MP_GROUP_DESC,
+    wire.MP_METER_DESC,
+    wire.MP_GROUP_STATS,
+}
 #: What the framework keeps a connection by.
 _THEIRS = {
     wire.HELLO,

@@ -104,6 +104,12 @@ class Session:
         """Send a packet out of a port."""
         self.inject(CONTROLLER, (Output(port),), data)
 
+    def ask(self, request: bytes) -> None:
+        """Send a question whose answer somebody else than the channel waits for."""
+        if len(self._outbox) < OUTBOX:
+            self._outbox.append(request)
+            self._wake.set()
+
     def inject(self, in_port: int, actions: tuple[Act, ...], data: bytes) -> None:
         """Do `actions` to a packet at the switch."""
         if len(self._outbox) < OUTBOX:

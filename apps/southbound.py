@@ -29,7 +29,7 @@ from controller.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-APPS = ["apps.fabric", "apps.discovery", "apps.services"]
+APPS = ["apps.fabric", "apps.discovery", "apps.services", "apps.traffic"]
 
 
 def main() -> int:

@@ -437,6 +437,30 @@ class AgentSettings(Section):
         return self
 
 
+class PathSettings(Section):
+    """How traffic is measured, and paths chosen for it."""
+
+    #: Whether paths are chosen; else all stays on the planned trees.
+    enabled: bool = True
+    #: Seconds of traffic that one measured matrix tells of.
+    measure_s: Annotated[float, Field(ge=0.5, le=3_600)] = 60.0
+    #: Matrices that are kept to decide from.
+    keep: Annotated[int, Field(ge=12, le=10_000)] = 300
+    #: Seconds between two decisions where nothing else calls for one.
+    every_s: Seconds = 300.0
+    #: Seconds between two looks at whether something does: a failure, a migration.
+    look_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    #: Whatever traffic comes, no link is loaded more than this many times the worst link's
+    #: load with even splits.
+    hedge: Annotated[float, Field(ge=1, le=1_000)] = 4.0
+    #: Share of a link that interactive traffic may use by its quickest ways.
+    ceiling: Annotated[float, Field(gt=0, le=1)] = 0.5
+    #: bit/s of a link of which neither its ports nor an operator tell a speed.
+    default_speed: Annotated[int, Field(gt=0, le=10**15)] = 10**10
+    #: With more edges all stays on the planned trees.
+    max_edges: Annotated[int, Field(ge=2, le=4_094)] = 64
+
+
 class LogSettings(Section):
     """Logs: one event a line, on stderr."""
 
@@ -459,6 +483,7 @@ class Settings(Section):
     northbound: NorthboundSettings = NorthboundSettings()
     southbound: SouthboundSettings = SouthboundSettings()
     migration: MigrationSettings = MigrationSettings()
+    paths: PathSettings = PathSettings()
     alerts: AlertSettings = AlertSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     agent: AgentSettings = AgentSettings()

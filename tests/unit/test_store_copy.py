@@ -18,6 +18,7 @@ from controller.model.nouns import (
     Datapath,
     Host,
     Link,
+    LinkSpeed,
     Mark,
     Marking,
     Migration,
@@ -26,10 +27,15 @@ from controller.model.nouns import (
     Placement,
     Port,
     RateLimit,
+    Reservation,
+    Route,
+    RouteClass,
     Service,
     Subnet,
     Tenant,
+    Tunnel,
     Vm,
+    Way,
 )
 from controller.store import (
     EventReceipt,
@@ -44,6 +50,8 @@ from controller.store import (
     copying,
     schema,
 )
+from controller.store.decisions import Decision, keep
+from controller.store.traffic import Row, write_rows
 from tests.postgres import PostgresServer
 
 
@@ -72,6 +80,14 @@ def fill(url: str) -> None:
         tx.put(Port(datapath=dpid, number=2**32 - 257, name="p"))
         tx.put(Link(datapath=dpid, port=1, to_datapath=dpid, to_port=2))
         tx.put(AccessRule(id="r", tenant="t"))
+        tx.put(LinkSpeed(id=f"{dpid}:1", speed=10**9))
+        tx.put(Tunnel(id="wan", link=f"{dpid}:1", capacity=10**9))
+        tx.put(Reservation(id="move", tunnel="wan", rate=10**8, expires_at=5.5))
+        other = f"{2:016x}"
+        way = Way(nodes=(dpid, other), tree=48, buckets=(0,))
+        tx.put(Route(ingress=dpid, egress=other, ways=(way,)))
+        write_rows(tx, [Row(dpid, 60.0, {other: {RouteClass.BULK: 0.5}})], 60.0)
+        keep(tx, Decision(60.0, "schedule", 0.1, 0.2, None, 2, 1, 1, 0.5, (), ()), {})
         for n in range(30):
             nic = Nic(mac=f"02:00:00:00:00:{n:02x}", subnet="s")
             tx.put(Vm(id=f"v{n}", tenant="t", nics=(nic,)))

@@ -1,0 +1,103 @@
+"""Which network is there to choose paths in? From the state of record: edges, the links that
+work, what each can still carry, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from controller.decide.paths.network import FabricLink, Network
+from controller.decide.paths.tunnels import reserved
+from controller.model.nouns import Link, Tunnel
+from controller.model.state import State
+
+#: A link of which all is reserved keeps this share: programs are solved by ratios.
+_LEAST = 1e-3
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """The network, and which of its nodes are edges, by dpid."""
+
+    network: Network
+    edges: tuple[str, ...]
+
+    @property
+    def joints(self) -> frozenset[tuple[str, str]]:
+        """Which nodes are joined: what a failure changes."""
+        return frozenset((link.source, link.target) for link in self.network.links)
+
+    @property
+    def capacities(self) -> tuple[float, ...]:
+        """What the links can carry: what a tunnel or an operator changes."""
+        return tuple(link.capacity_bps for link in self.network.links)
+
+
+def fabric_of(state: State, default_bps: float, now: float) -> Fabric:
+    """The fabric that `state` tells of at `now`, Unix seconds.
+
+    A link counts where it is known in both directions, up in both, and no VM is plugged in at
+    its ends. Of parallel links the speeds are added up, and the slowest tells the latency. A
+    link whose latency nobody has measured has the median of the others; one whose speed
+    nobody knows has `default_bps`.
+    """
+    joined: dict[tuple[str, str], list[Link]] = {}
+    for link in sorted(_working(state), key=lambda link: link.key):
+        joined.setdefault((link.datapath, link.to_datapath), []).append(link)
+    known = [k.latency_s for links in joined.values() for k in links if k.latency_s is not None]
+    unknown_s = median(known) if known else 0.0
+    tunnels = {tunnel.link: tunnel for tunnel in state.tunnels.values()}
+    links = tuple(
+        FabricLink(
+            source,
+            target,
+            sum(_speed(state, tunnels, link, default_bps, now) for link in parallel),
+            max(unknown_s if link.latency_s is None else link.latency_s for link in parallel),
+        )
+        for (source, target), parallel in sorted(joined.items())
+    )
+    edges = {h.datapath for h in state.hosts.values() if h.datapath in state.datapaths}
+    nodes = {end for link in links for end in (link.source, link.target)} | edges
+    return Fabric(Network(tuple(sorted(nodes)), links), tuple(sorted(edges)))
+
+
+def _working(state: State) -> Iterable[Link]:
+    plugged = _plugged(state)
+    for link in state.links.values():
+        back = state.links.get(f"{link.to_datapath}:{link.to_port}")
+        if back is None or (back.to_datapath, back.to_port) != (link.datapath, link.port):
+            continue
+        if link.up and back.up and not plugged & {link.key, back.key}:
+            yield link
+
+
+def _plugged(state: State) -> set[str]:
+    """Keys of the ports that VMs are plugged into."""
+    number = {(port.datapath, port.name): port.key for port in state.ports.values()}
+    found = set()
+    for placement in state.placements.values():
+        host = state.hosts.get(placement.host)
+        for name in placement.ports if host else ():
+            assert host is not None
+            found.add(number.get((host.datapath, name), ""))
+    return found
+
+
+def _speed(
+    state: State, tunnels: dict[str, Tunnel], link: Link, default_bps: float, now: float
+) -> float:
+    """bit/s that a link has for all: as a tunnel less what is reserved; as an operator says;
+    as its ends say."""
+    back = f"{link.to_datapath}:{link.to_port}"
+    for end, forward in ((link.key, True), (back, False)):
+        tunnel = tunnels.get(end)
+        if tunnel is not None:
+            taken = reserved(tunnel, state.reservations.values(), forward, now)
+            return max(tunnel.capacity - taken, _LEAST * tunnel.capacity)
+    told = state.link_speeds.get(link.key)
+    if told is not None:
+        return float(told.speed)
+    ports = (state.ports.get(link.key), state.ports.get(back))
+    speeds = [port.speed for port in ports if port is not None and port.speed]
+    return float(link.capacity or min(speeds, default=0) or default_bps)
