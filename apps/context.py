@@ -67,7 +67,7 @@ class Southbound:
         )
         self.sessions: dict[str, Session] = {}
         self._disconnect_all()
-        self.compiler = Compiler(self.store.snapshot())
+        self.compiler = Compiler(self.store.snapshot(), tapping=self.settings.dpi.tap)
         self._following = hub.Semaphore(1)
         self._bell = self.store.bell("southbound")
         #: Who is told of links and ports that differ, by what was and what is; from within a

@@ -310,6 +310,20 @@ class SouthboundSettings(Section):
         return self
 
 
+class DpiSettings(Section):
+    """How it is told what answers at the ports of VMs."""
+
+    #: Whether switches copy the first packets of connections to services not yet identified.
+    tap: bool = True
+    #: The file with categories and rules; by default that which comes with Pleach.
+    policy: FilePath | None = None
+    #: A behavioural classifier that `pleach dpi train` made.
+    model: FilePath | None = None
+    #: The Python that has nfstream, where that which runs the southbound process has not; by
+    #: default that of `make setup`.
+    python: FilePath | None = None
+
+
 class MigrationSettings(Section):
     """How long the fabric treats a VM that moved in a special way."""
 
@@ -482,6 +496,7 @@ class Settings(Section):
     history: HistorySettings
     northbound: NorthboundSettings = NorthboundSettings()
     southbound: SouthboundSettings = SouthboundSettings()
+    dpi: DpiSettings = DpiSettings()
     migration: MigrationSettings = MigrationSettings()
     paths: PathSettings = PathSettings()
     alerts: AlertSettings = AlertSettings()

@@ -4,7 +4,6 @@ behavioural classifier is made."""
 from __future__ import annotations
 
 import csv
-import random
 import select
 import signal
 import time
@@ -22,7 +21,7 @@ from controller.observe.applications import policy as policies
 from controller.observe.applications.capture import Sniffer, SnifferError
 from controller.observe.applications.identifier import Identifier
 from controller.observe.applications.records import Application, Endpoint, Service, Verdict
-from controller.observe.applications.services import Services, conclude
+from controller.observe.applications.services import conclude
 from controller.observe.applications.worker import Identified, Worker, WorkerError
 
 app = typer.Typer(no_args_is_help=True, help="Which applications answer, by their packets.")
@@ -76,8 +75,7 @@ def watch(
         sniffer = Sniffer(interface)
         try:
             with Worker(rules.naming(), rules.limits(), time.monotonic, model) as worker:
-                services = Services(rules.rules(), lambda: random.uniform(-1, 1))  # noqa: S311
-                identifier = Identifier(worker, services, lambda _, end: end.address)
+                identifier = Identifier(worker, lambda _, end: end.address)
                 _watch(sniffer, identifier, stopped, seconds)
         finally:
             sniffer.close()
@@ -165,8 +163,8 @@ def _watch(
         select.select([sniffer], [], [], _TICK_S)
         for frame in sniffer.frames(1_000):
             identifier.feed("", frame.time, frame.data, frame.link)
-        _print_found(identifier.poll(time.time()).verdicts)
-    _print_found(identifier.finish(time.time(), timeout_s=10.0).verdicts)
+        _print_found(identifier.poll(time.time()))
+    _print_found(identifier.finish(timeout_s=10.0))
     counters = {**asdict(sniffer.count()), **asdict(identifier.worker.counters)}
     typer.echo(to_json({"counters": counters}))
 

@@ -358,6 +358,8 @@ class Link(Record):
         return f"{self.datapath}:{self.port}"
 
 
+#: Services that are known of a VM at most. What answers at more ports is looked at no further.
+MAX_SERVICES = 128
 #: How an answer came about: nDPI recognised what was sent; a trained classifier recognised how it
 #: was sent; by the port alone.
 Known = Literal["confirmed", "behavioural", "guessed", "unknown"]
@@ -370,8 +372,8 @@ class Service(Record):
 
     kind: ClassVar[str] = "service"
     vm: Id
-    #: "tcp", "udp" or the number of another IP protocol.
-    protocol: Annotated[str, Field(pattern=r"^(tcp|udp|[0-9]{1,3})$")]
+    #: "tcp", "udp", "sctp" or the number of another IP protocol.
+    protocol: Annotated[str, Field(pattern=r"^(tcp|udp|sctp|[0-9]{1,3})$")]
     #: 0 where the protocol has none.
     port: Annotated[int, Field(ge=0, le=65_535)]
     #: nDPI's name: "TLS", or "TLS.Facebook" for what is in it; "unknown".

@@ -47,6 +47,7 @@ def router(brain: Brain) -> APIRouter:
             vm=vm,
             datapath=dpid,
             cookie=None if cookie is None else int(cookie, 0),
+            tapping=brain.settings.dpi.tap,
         )
         items = tuple(ExplainedRule(**asdict(rule)) for rule in found[:limit])
         return reply(Explained(revision=state.revision, total=len(found), items=items))

@@ -82,8 +82,6 @@ def test_what_nothing_recognises_is_let_be_for_a_while() -> None:
     assert (left.state, left.due) == (State.LEFT, 2.0 + 100)
     assert left.application is not None
     assert left.application.kind is Kind.GUESSED
-    again = elapsed(left, left.due, 0.0, RULES)
-    assert (again.state, again.application) == (State.TAPPED, left.application)
 
 
 def test_behaviour_identifies_after_several_flows() -> None:
@@ -103,27 +101,9 @@ def test_more_flows_that_agree_can_be_asked_for() -> None:
     assert after([verdict(), other, verdict()], rules).state is State.IDENTIFIED
 
 
-def test_an_identified_service_is_looked_at_again() -> None:
-    known = after([verdict()])
-    assert elapsed(known, known.due - 1, 0.0, RULES) is known
-    again = elapsed(known, known.due, 0.0, RULES)
-    assert again.state is State.TAPPED
-    changed = judged(again, verdict("MySQL"), known.due + 1, 0.0, RULES)
-    assert changed.application is not None
-    assert changed.application.application == "MySQL"
-
-
-def test_a_tap_that_sees_nothing_is_taken_away() -> None:
-    nobody = elapsed(noticed(SERVICE, 0.0, RULES), 60.0, 0.0, RULES)
-    assert (nobody.state, nobody.application) == (State.LEFT, None)
-    known = after([verdict()])
-    again = elapsed(known, known.due, 0.0, RULES)
-    quiet = elapsed(again, again.due, 0.0, RULES)
-    assert (quiet.state, quiet.application) == (State.IDENTIFIED, known.application)
-
-
 def test_a_tap_that_sees_too_little_concludes_from_it() -> None:
     progress = after([GUESS])
+    assert elapsed(progress, progress.due - 1, 0.0, RULES) is progress
     done = elapsed(progress, progress.due, 0.0, RULES)
     assert done.state is State.LEFT
     assert done.application is not None
@@ -146,7 +126,7 @@ STEPS = st.lists(st.one_of(st.sampled_from(KINDS), st.floats(0, 500)), max_size=
 
 @given(STEPS, st.floats(-1, 1))
 def test_whatever_happens_it_goes_on(steps: list[Verdict | float], jitter: float) -> None:
-    """No state lasts for ever, verdicts are bounded, and what was known is not forgotten."""
+    """Verdicts are bounded, no tap that saw something lasts for ever, and what is settled is."""
     now, progress = 0.0, noticed(SERVICE, 0.0, RULES)
     for step in steps:
         before = progress
@@ -158,7 +138,7 @@ def test_whatever_happens_it_goes_on(steps: list[Verdict | float], jitter: float
         assert len(progress.verdicts) < RULES.attempts
         assert progress.due <= now + RULES.every_s * (1 + RULES.jitter)
         assert before.application is None or progress.application is not None
-        if progress.state is State.IDENTIFIED:
+        if progress.state is not State.TAPPED:
             assert progress.application is not None
 
 
@@ -218,30 +198,23 @@ def test_a_record_goes_through_json() -> None:
     assert asdict(told)["service"] == {"vm": "vm-1", "protocol": "tcp", "port": 5432}
 
 
-def test_the_services_that_are_tapped() -> None:
+def test_the_services_that_are_looked_at() -> None:
     services = Services(RULES, lambda: 0.0, bound=2)
     others = [Service("vm-2", "tcp", 80), Service("vm-3", "tcp", 80)]
-    assert services.notice(SERVICE, 0.0)
+    assert services.judge(SERVICE, UNKNOWN, 0.0) is None
     assert services.judge(others[0], UNKNOWN, 0.0) is None
-    assert services.tapped == {SERVICE, others[0]}
-    assert not services.notice(others[1], 0.0)
+    # There is no room for a third.
     assert services.judge(others[1], verdict(), 0.0) is None
 
     told = services.judge(SERVICE, verdict(), 1.0)
     assert told is not None
-    assert told.application == "PostgreSQL"
-    assert services.tapped == {others[0]}
-    assert services.applications() == [told]
+    assert told.application is not None
+    assert (told.application.application, told.application.flows) == ("PostgreSQL", 2)
+    assert services.progress(SERVICE) is None
 
     assert services.tick(59.0) == []
-    assert [a.kind for a in services.tick(61.0)] == [Kind.UNKNOWN]
-    assert services.tapped == frozenset()
-    assert services.tick(1_001.0) == []
-    assert services.tapped == {SERVICE, others[0]}
-
-    services.forget("vm-1")
-    assert services.tapped == {others[0]}
-    assert services.progress(SERVICE) is None
+    assert [p.state for p in services.tick(61.0)] == [State.LEFT]
+    assert services.progress(others[0]) is None
     assert services.tick(10_000.0) == []
 
 
@@ -249,6 +222,10 @@ class FakeWorker:
     def __init__(self, verdicts: list[Verdict]) -> None:
         self.verdicts = verdicts
         self.fed: list[int] = []
+        self.expired: list[float] = []
+
+    def expire(self, now: float) -> None:
+        self.expired.append(now)
 
     def feed(self, scope: int, time: float, frame: bytes, link: int) -> bool:
         self.fed.append(scope)
@@ -266,13 +243,13 @@ def test_tenants_may_have_the_same_addresses() -> None:
     owners = {("red", 5432): "vm-red", ("blue", 5432): "vm-blue"}
     identifier = Identifier(
         worker,  # type: ignore[arg-type]
-        Services(RULES, lambda: 0.0),
         lambda tenant, end: owners.get((tenant, end.port)),
     )
     for tenant in ("red", "blue", "red"):
         assert identifier.feed(tenant, 1.0, b"frame")
     assert worker.fed == [0, 1, 0]
     found = identifier.poll(5.0)
-    assert [service.vm for service, _ in found.verdicts] == ["vm-blue", "vm-red"]
-    assert [a.service.vm for a in found.applications] == ["vm-blue", "vm-red"]
-    assert identifier.poll(6.0).verdicts == []
+    assert [service.vm for service, _ in found] == ["vm-blue", "vm-red"]
+    assert worker.expired == []
+    assert identifier.poll(6.0) == []
+    assert worker.expired == [6.0]

@@ -34,6 +34,7 @@ from controller.model.nouns import (
     Route,
     RouteClass,
     Selector,
+    Service,
     ServiceMark,
     Subnet,
     Tenant,
@@ -62,11 +63,29 @@ def vm_record(key: str, subnets: list[str], groups: tuple[str, ...]) -> Vm:
     )
 
 
+def service_record(vm: str, protocol: str, port: int, *, tapped: bool = False) -> Service:
+    return Service(
+        vm=vm,
+        protocol=protocol,
+        port=port,
+        application="HTTP",
+        how="confirmed",
+        category="web server",
+        category_how="confirmed",
+        confidence=1.0,
+        concluded_at=0.0,
+        flows=1,
+        packets=4,
+        tapped=tapped,
+        due=1.0,
+    )
+
+
 #: What is drawn more often stands here more than once.
 KINDS = (
     *("route", "route", "datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
     *("vm", "vm", "placement", "placement", "migration", "migration"),
-    *("rate_limit", "bandwidth", "marking"),
+    *("rate_limit", "bandwidth", "marking", "service"),
 )
 
 SELECTORS = (
@@ -97,7 +116,7 @@ def changes(  # noqa: C901 one branch for each kind of record
         elif kind == "port":
             name = draw(st.sampled_from(PORT_NAMES))
             number = 20 + PORT_NAMES.index(name) + draw(st.sampled_from([0, 100]))
-            record = Port(datapath=dpid(), number=number, name=name)
+            record = Port(datapath=dpid(), number=number, name=name, up=draw(st.booleans()))
         elif kind == "link":
             a, b = draw(st.sampled_from([(0, 2), (2, 0), (1, 2), (2, 1), (0, 1), (1, 0)]))
             cable = draw(st.sampled_from([10, 10, 30]))  # the second one is parallel
@@ -142,7 +161,11 @@ def changes(  # noqa: C901 one branch for each kind of record
                 ),
             )
         elif kind == "host":
-            record = Host(id=draw(st.sampled_from(["h1", "h2", "h3"])), datapath=dpid())
+            record = Host(
+                id=draw(st.sampled_from(["h1", "h2", "h3"])),
+                datapath=dpid(),
+                dpi_port=draw(st.sampled_from([None, *PORT_NAMES[:2]])),
+            )
         elif kind == "vm":
             key = draw(st.sampled_from(list(VMS)))
             allowed = [s for s, t in SUBNETS.items() if t == VMS[key]]
@@ -177,6 +200,13 @@ def changes(  # noqa: C901 one branch for each kind of record
                 vm=draw(st.sampled_from(list(VMS))),
                 default=draw(st.sampled_from([None, mark])),
                 services=tuple(ServiceMark(protocol="tcp", port=p, mark=mark) for p in services),
+            )
+        elif kind == "service":
+            record = service_record(
+                draw(st.sampled_from(list(VMS))),
+                draw(st.sampled_from(["tcp", "udp", "47"])),
+                draw(st.sampled_from([22, 80])),
+                tapped=draw(st.booleans()),
             )
         else:
             sides = st.sampled_from(SELECTORS)

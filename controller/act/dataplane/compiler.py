@@ -20,6 +20,7 @@ from controller.act.dataplane.rules.bandwidth import bandwidth, marking
 from controller.act.dataplane.rules.base import Entries, Rules
 from controller.act.dataplane.rules.subnet import subnet, tenant
 from controller.act.dataplane.rules.switch import paths, switch
+from controller.act.dataplane.rules.tap import services, tap
 from controller.act.dataplane.rules.vm import seen_from, vm
 from controller.act.dataplane.view import FabricView
 from controller.model.state import Change, State
@@ -60,12 +61,14 @@ def key_of(entry: Entry) -> Key:
 _ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
     "switch": lambda view, _, datapath: switch(view, datapath),
     "paths": lambda view, _, datapath: paths(view, datapath),
+    "tap": lambda view, _, datapath: tap(view, datapath),
     "tenant": tenant,
     "subnet": subnet,
     "vm": vm,
     "access": access,
     "bandwidth": bandwidth,
     "marking": marking,
+    "services": services,
 }
 
 
@@ -138,8 +141,8 @@ class Applied(NamedTuple):
 class Compiler:
     """Keeps what every datapath is to have current."""
 
-    def __init__(self, state: State) -> None:
-        self.view = FabricView.of(state)
+    def __init__(self, state: State, *, tapping: bool = True) -> None:
+        self.view = FabricView.of(state, tapping=tapping)
         self.desired = {d: compile_all(self.view, d) for d in datapaths(self.view)}
 
     def apply(self, changes: Iterable[Change]) -> Applied:
@@ -180,7 +183,7 @@ class Compiler:
 
     def reload(self, state: State) -> Applied:
         """Go on from `state`, when the changes that led to it are no longer to be had."""
-        self.view = FabricView.of(state)
+        self.view = FabricView.of(state, tapping=self.view.tapping)
         return Applied(self._rebuild(), {}, True)
 
     def _rebuild(self) -> dict[str, set[Key]]:

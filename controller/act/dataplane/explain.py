@@ -40,6 +40,7 @@ _REASONS = {
     Owner.GATEWAY: "sent to the gateway itself",
     Owner.EXPIRED: "the TTL ends at the gateway",
     Owner.UNREACHABLE: "no VM has the destination",
+    Owner.TAP: "what answers at a port is told from its first packets",
     Owner.ACTIVATION: "the first packet here tells that the VM has arrived",
 }
 
@@ -64,10 +65,11 @@ def explain(
     vm: str | None = None,
     datapath: str | None = None,
     cookie: int | None = None,
+    tapping: bool = True,
 ) -> list[Explanation]:
     """The flow entries that `state` asks for, narrowed by VM, datapath or cookie, in the order
     in which a packet meets them."""
-    view = FabricView.of(state)
+    view = FabricView.of(state, tapping=tapping)
     found = []
     for name in sorted(datapaths(view)):
         if datapath is not None and name != datapath:
@@ -75,7 +77,7 @@ def explain(
         units: Iterator[Unit] = (
             units_at(view, name)
             if vm is None
-            else (Unit(kind, vm) for kind in ("vm", "bandwidth", "marking"))
+            else (Unit(kind, vm) for kind in ("vm", "services", "bandwidth", "marking"))
         )
         for unit in units:
             for flow in compile_unit(view, unit, name).flows:

@@ -49,6 +49,7 @@ def units_at(view: FabricView, datapath: str) -> Iterator[Unit]:
     """Every unit that may have rules at a datapath."""
     yield Unit("switch")
     yield Unit("paths")
+    yield Unit("tap")
     if not view.is_edge(datapath):
         return
     for key in view.state.tenants:
@@ -69,6 +70,8 @@ def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
             yield Unit("vm", name)
             if name in view.state.markings:
                 yield Unit("marking", name)
+            if view.vm_services.get(name):
+                yield Unit("services", name)
 
 
 def datapaths(view: FabricView) -> set[str]:
@@ -138,6 +141,8 @@ class Impact:
     def _host(self, change: Change, before: Host | None, after: Host | None) -> None:
         self.view.state.apply(change)
         if before and after and before.datapath == after.datapath:
+            if before.dpi_port != after.dpi_port:
+                self.spots.add((after.datapath, Unit("tap")))
             return
         if before:
             self.view.edges[before.datapath] -= 1
@@ -197,6 +202,9 @@ class Impact:
             self.view.settle(key)
         for watch in watches:
             watch.__exit__()
+        told = {(k.datapath, k.name) for k in (before, after) if k is not None}
+        if any((h.datapath, h.dpi_port) in told for h in self.view.state.hosts.values()):
+            self.spots.update((datapath, Unit("tap")) for datapath, _ in told)
 
     def _link(self, change: Change, before: Link | None, after: Link | None) -> None:
         self.view.state.apply(change)
@@ -240,6 +248,8 @@ class Impact:
                 keys.add(known.key)
             else:
                 keys.discard(known.key)
+            for place in self.view.places.get(known.vm, ()):
+                self.spots.add((place.datapath, Unit("services", known.vm)))
 
     def _rate_limit(
         self, change: Change, before: RateLimit | None, after: RateLimit | None
@@ -304,6 +314,8 @@ class _Watch:
         self.ports.append(frozenset((p.datapath, p.port) for p in places if p.port))
         spots.update((p.datapath, Unit("subnet", p.nic.subnet)) for p in places)
         spots.update((p.datapath, Unit("bandwidth", self.key)) for p in places)
+        if view.vm_services.get(self.key):
+            spots.update((p.datapath, Unit("services", self.key)) for p in places)
         machine = view.state.vms.get(self.key)
         if machine is None:
             return {}

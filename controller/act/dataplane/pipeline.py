@@ -89,7 +89,7 @@ _L4 = frozenset({f.TCP_SRC, f.TCP_DST, f.UDP_SRC, f.UDP_DST, f.SCTP_SRC, f.SCTP_
 _ICMP = frozenset({f.ICMPV4_TYPE, f.ICMPV6_TYPE, f.ND_TARGET})
 _ARP = frozenset({f.ARP_OP, f.ARP_SPA, f.ARP_TPA, f.ARP_SHA})
 _ACCESS = frozenset({f.ETH_TYPE, TENANT, f.CT_STATE, f.CONJ_ID}) | _L3 | _L4
-_OBSERVED = frozenset({TENANT, SUBNET, f.CT_STATE}) | _L2 | _L3 | _L4
+_OBSERVED = frozenset({TENANT, SUBNET, f.CT_STATE, f.CT_MARK}) | _L2 | _L3 | _L4
 
 
 def _table(
@@ -103,6 +103,11 @@ def _table(
 ) -> Table:
     return Table(table, answers, matches, frozenset(leads_to), grows, on_core, provisioned)
 
+
+#: Bits of a connection's mark in conntrack, at the edge of the VM that it leads to: whether its
+#: packets are copied to be identified, and how many were.
+TAPPED = 0x10
+TAP_COUNT = 0x0F
 
 _T = TableId
 _AFTER_ACCESS_OUT = (_T.OBSERVE_OUT, _T.TAP_OUT, _T.MARK)
@@ -166,8 +171,7 @@ TABLES: dict[TableId, Table] = {
             "which packets of local services are copied, to be identified?",
             _OBSERVED,
             *_AFTER_ACCESS_OUT[2:],
-            grows="local services not yet identified",
-            provisioned=False,
+            grows="2 x packets copied of a connection",
         ),
         _table(
             _T.MARK,
@@ -221,9 +225,9 @@ TABLES: dict[TableId, Table] = {
         _table(
             _T.COMMIT_IN,
             "is the connection new and allowed?",
-            frozenset({f.ETH_TYPE, f.CT_STATE}),
+            frozenset({f.ETH_TYPE, f.CT_STATE, f.CT_MARK}),
             *_AFTER_ACCESS_IN,
-            grows="2",
+            grows="4",
         ),
         _table(
             _T.OBSERVE_IN,
@@ -238,8 +242,7 @@ TABLES: dict[TableId, Table] = {
             "which packets to local services are copied, to be identified?",
             _OBSERVED,
             *_AFTER_ACCESS_IN[2:],
-            grows="local services not yet identified",
-            provisioned=False,
+            grows="2 x (known local services + packets copied of a connection)",
         ),
         _table(
             _T.BANDWIDTH_IN,
@@ -354,6 +357,7 @@ class Owner(IntEnum):
     EXPIRED = 20
     UNREACHABLE = 21
     ACTIVATION = 22
+    TAP = 23
 
 
 #: First byte of every cookie of ours.
@@ -436,11 +440,20 @@ class MeterId(IntEnum):
     REQUESTS = 1
     ERRORS = 2
     ACTIVATIONS = 3
+    TAP = 4
+    #: Of what goes to a port instead, behind which an agent listens.
+    DPI = 5
 
 
 #: Packets per second and per switch: enough for a hundred VMs that boot at once, little
 #: enough that a hostile one cannot keep the controller busy.
-METER_RATES = {MeterId.REQUESTS: 500, MeterId.ERRORS: 100, MeterId.ACTIVATIONS: 200}
+METER_RATES = {
+    MeterId.REQUESTS: 500,
+    MeterId.ERRORS: 100,
+    MeterId.ACTIVATIONS: 200,
+    MeterId.TAP: 500,
+    MeterId.DPI: 20_000,
+}
 
 
 #: Meters of VMs begin after those above.

@@ -74,15 +74,17 @@ class FabricView:
     tenant_rules: dict[str, set[str]] = field(default_factory=dict)
     #: Keys of the services that are known of a VM.
     vm_services: dict[str, set[str]] = field(default_factory=dict)
+    #: Whether packets are copied to learn what VMs offer.
+    tapping: bool = True
     edges: Counter[str] = field(default_factory=Counter)
     routes: paths.Routes = field(default_factory=lambda: paths.Routes(Plan({}, ())))
     #: What the routes of record ask for, and of which plan.
     _laid: tuple[Plan, Laid] | None = None
 
     @classmethod
-    def of(cls, state: State) -> FabricView:
+    def of(cls, state: State, *, tapping: bool = True) -> FabricView:
         """A view of a whole state, which belongs to the view from now on."""
-        view = cls(state)
+        view = cls(state, tapping=tapping)
         for port in state.ports.values():
             view.port_numbers.setdefault((port.datapath, port.name), set()).add(port.number)
         for host in state.hosts.values():
@@ -140,6 +142,18 @@ class FabricView:
     def places_at(self, datapath: str, vm: str) -> list[Place]:
         """The VM's places at one datapath whose port is known."""
         return [p for p in self.places.get(vm, ()) if p.datapath == datapath and p.port]
+
+    def dpi_port(self, datapath: str) -> int | None:
+        """Number of the port to which copies of packets go, if one of the hosts there names a
+        port that is up: that of the first host."""
+        for host in sorted(self.state.hosts.values(), key=lambda host: host.id):
+            if host.datapath != datapath or host.dpi_port is None:
+                continue
+            numbers = self.port_numbers.get((datapath, host.dpi_port), set())
+            up = [n for n in numbers if self.state.ports[f"{datapath}:{n}"].up]
+            if up:
+                return max(up)
+        return None
 
     # --- Upkeep ----------------------------------------------------------------------
 

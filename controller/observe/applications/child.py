@@ -6,7 +6,6 @@ import mmap
 import os
 import socket
 import subprocess
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +27,15 @@ class Child:
     open: OrderedDict[int, tuple[bytes, int]] = field(default_factory=OrderedDict)
 
     @classmethod
-    def start(cls, module: str, first: bytes, model: Path | None, now: float) -> Child:
-        """Start `module` and give it its first order, how to work. Raises OSError."""
+    def start(cls, command: tuple[str, ...], first: bytes, model: Path | None, now: float) -> Child:
+        """Start `command` and give it its first order, how to work. Raises OSError."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = os.memfd_create("pleach-dpi")
         try:
             os.ftruncate(descriptor, mmap.PAGESIZE)
             page = mmap.mmap(descriptor, mmap.PAGESIZE)
             process = subprocess.Popen(
-                [sys.executable, "-m", module, str(its.fileno()), str(descriptor)],
+                [*command, str(its.fileno()), str(descriptor)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(its.fileno(), descriptor),

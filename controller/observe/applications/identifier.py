@@ -7,69 +7,55 @@ little more than a copy, and `poll` some times a second, which gives what was fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from .frames import ETHERNET
-from .records import Application, Endpoint, Service, Verdict
-from .services import Services
+from .records import Endpoint, Service, Verdict
 from .worker import Worker
 
-#: Tells the VM behind an end of a flow of a tenant; None where it is none of ours.
+#: Tells the VM behind an end of a flow of a scope; None where it is none of ours.
 Whose = Callable[[str, Endpoint], str | None]
-
-
-class Found(NamedTuple):
-    """What a call of `poll` found out."""
-
-    #: The verdicts on flows, each with the service that it is about.
-    verdicts: list[tuple[Service, Verdict]]
-    #: The services whose identification has come to an end.
-    applications: list[Application]
+#: Seconds between two looks for flows that are over.
+EXPIRE_S = 5.0
 
 
 class Identifier:
-    """Identifies the services of several tenants, whose addresses may overlap."""
+    """Looks at flows of several scopes, such as tenants, whose addresses may overlap."""
 
-    def __init__(self, worker: Worker, services: Services, whose: Whose) -> None:
+    def __init__(self, worker: Worker, whose: Whose) -> None:
         self.worker = worker
-        self.services = services
         self._whose = whose
         self._scopes: dict[str, int] = {}
-        self._tenants: list[str] = []
+        self._names: list[str] = []
+        self._swept = 0.0
 
-    def feed(self, tenant: str, time: float, frame: bytes, link: int = ETHERNET) -> bool:
-        """Look at a frame of a tenant, seen at `time` (seconds since 1970); False where it had
+    def feed(self, scope: str, time: float, frame: bytes, link: int = ETHERNET) -> bool:
+        """Look at a frame of a scope, seen at `time` (seconds since 1970); False where it had
         to be dropped."""
-        scope = self._scopes.get(tenant)
-        if scope is None:
-            scope = self._scopes[tenant] = len(self._tenants)
-            self._tenants.append(tenant)
-        return self.worker.feed(scope, time, frame, link)
+        number = self._scopes.get(scope)
+        if number is None:
+            number = self._scopes[scope] = len(self._names)
+            self._names.append(scope)
+        return self.worker.feed(number, time, frame, link)
 
-    def poll(self, now: float) -> Found:
-        """What was found out since the last call, at `now` (seconds since 1970).
+    def poll(self, now: float) -> list[tuple[Service, Verdict]]:
+        """The verdicts on flows since the last call, at `now` (seconds since 1970), each with the
+        service that it is about. Flows to what is no VM of ours are left out."""
+        if now - self._swept > EXPIRE_S:
+            self._swept = now
+            self.worker.expire(now)
+        return self._found(self.worker.poll())
 
-        Flows to what is no VM of ours are left out.
-        """
-        return self._found(self.worker.poll(), now)
-
-    def finish(self, now: float, timeout_s: float) -> Found:
+    def finish(self, timeout_s: float) -> list[tuple[Service, Verdict]]:
         """End all flows, and tell what that gives. Raises WorkerError where the worker does not
         answer within `timeout_s`."""
-        return self._found(self.worker.finish(timeout_s), now)
+        return self._found(self.worker.finish(timeout_s))
 
-    def _found(self, verdicts: list[Verdict], now: float) -> Found:
-        found = Found([], [])
+    def _found(self, verdicts: list[Verdict]) -> list[tuple[Service, Verdict]]:
+        found = []
         for verdict in verdicts:
-            if not 0 <= verdict.scope < len(self._tenants):
+            if not 0 <= verdict.scope < len(self._names):
                 continue  # none that we gave: the worker is not to be believed
-            vm = self._whose(self._tenants[verdict.scope], verdict.responder)
-            if vm is None:
-                continue
-            service = Service(vm, verdict.protocol, verdict.responder.port)
-            found.verdicts.append((service, verdict))
-            application = self.services.judge(service, verdict, now)
-            if application is not None:
-                found.applications.append(application)
-        found.applications.extend(self.services.tick(now))
+            vm = self._whose(self._names[verdict.scope], verdict.responder)
+            if vm is not None:
+                found.append((Service(vm, verdict.protocol, verdict.responder.port), verdict))
         return found

@@ -111,6 +111,8 @@ class Process:
             return self._capture(table, descriptors[0])
         elif kind == wire.FINISH:
             table.finish()
+        elif kind == wire.EXPIRE:
+            table.expire(float(wire.body_of(message)))
         return ""
 
     def _capture(self, table: FlowTable, descriptor: int) -> str:

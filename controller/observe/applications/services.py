@@ -88,25 +88,19 @@ def judged(
 
 
 def elapsed(progress: Progress, now: float, jitter: float, rules: Rules) -> Progress:
-    """After time has gone by."""
-    if now < progress.due:
+    """After time has gone by: what has seen too little concludes from it."""
+    if now < progress.due or not progress.verdicts:
         return progress
-    if progress.state is not State.TAPPED:
-        return replace(progress, state=State.TAPPED, due=now + rules.patience_s, verdicts=())
-    if progress.verdicts:
-        concluded = conclude(progress.service, progress.verdicts, now)
-        known = concluded.kind in (Kind.CONFIRMED, Kind.BEHAVIOURAL)
-        state = State.IDENTIFIED if known else State.LEFT
-        return _settled(progress, state, concluded, now, jitter, rules)
-    # Nobody talks to it. What was known of it stays.
-    state = State.LEFT if progress.application is None else State.IDENTIFIED
-    return _settled(progress, state, progress.application, now, jitter, rules)
+    concluded = conclude(progress.service, progress.verdicts, now)
+    known = concluded.kind in (Kind.CONFIRMED, Kind.BEHAVIOURAL)
+    state = State.IDENTIFIED if known else State.LEFT
+    return _settled(progress, state, concluded, now, jitter, rules)
 
 
 def _settled(
     progress: Progress,
     state: State,
-    application: Application | None,
+    application: Application,
     now: float,
     jitter: float,
     rules: Rules,
@@ -175,76 +169,55 @@ def response_times(verdicts: Iterable[Verdict]) -> ResponseTimes:
 
 
 class Services:
-    """All services, by what the functions above decide.
+    """The services that are being looked at, by what the functions above decide.
 
     `jitter` gives a number in -1 to 1 each time. At most `bound` services are kept.
     """
 
-    def __init__(self, rules: Rules, jitter: Callable[[], float], bound: int = 100_000) -> None:
-        self._rules = rules
-        self._jitter = jitter
+    def __init__(self, rules: Rules, jitter: Callable[[], float], bound: int = 10_000) -> None:
+        self.rules = rules
+        self.jitter = jitter
         self._bound = bound
         self._known: dict[Service, Progress] = {}
-        self._tapped: set[Service] = set()
         #: When something is due, soonest first; what was put off since is skipped.
         self._due: list[tuple[float, Service]] = []
 
-    @property
-    def tapped(self) -> frozenset[Service]:
-        """The services whose first packets are to be copied."""
-        return frozenset(self._tapped)
-
     def progress(self, service: Service) -> Progress | None:
-        """What is known of a service."""
+        """How far the identification of a service is; None where nobody looks at it."""
         return self._known.get(service)
 
-    def applications(self) -> list[Application]:
-        """What was concluded, of all services."""
-        return [p.application for p in self._known.values() if p.application is not None]
-
-    def notice(self, service: Service, now: float) -> bool:
-        """There is a service; False where there are too many to keep one more."""
-        if service not in self._known:
+    def judge(self, service: Service, verdict: Verdict, now: float) -> Progress | None:
+        """A verdict on a flow of the service: where that ends the looking, what came of it."""
+        before = self._known.get(service)
+        if before is None:
             if len(self._known) >= self._bound:
-                return False
-            self._keep(noticed(service, now, self._rules))
-        return True
+                return None
+            before = noticed(service, now, self.rules)
+        return self._keep(judged(before, verdict, now, self.jitter(), self.rules))
 
-    def judge(self, service: Service, verdict: Verdict, now: float) -> Application | None:
-        """A verdict on a flow of the service; what is concluded where that ended the looking."""
-        if not self.notice(service, now):
-            return None
-        before = self._known[service]
-        after = judged(before, verdict, now, self._jitter(), self._rules)
-        self._keep(after)
-        return after.application if after.state is not before.state else None
-
-    def tick(self, now: float) -> list[Application]:
-        """Let time go by; what was concluded because nothing more came."""
-        concluded = []
+    def tick(self, now: float) -> list[Progress]:
+        """Let time go by: the services of which nothing more came, and what came of it."""
+        settled = []
         while self._due and self._due[0][0] <= now:
             due, service = heapq.heappop(self._due)
             before = self._known.get(service)
             if before is None or before.due != due:
                 continue
-            after = elapsed(before, now, self._jitter(), self._rules)
-            self._keep(after)
-            if after.application is not None and after.application is not before.application:
-                concluded.append(after.application)
-        return concluded
+            after = self._keep(elapsed(before, now, self.jitter(), self.rules))
+            if after is not None:
+                settled.append(after)
+        return settled
 
-    def forget(self, vm: str) -> None:
-        """The VM is gone."""
-        for service in [service for service in self._known if service.vm == vm]:
-            del self._known[service]
-            self._tapped.discard(service)
+    def forget(self, service: Service) -> None:
+        """Nobody looks at it any more."""
+        self._known.pop(service, None)
 
-    def _keep(self, progress: Progress) -> None:
+    def _keep(self, progress: Progress) -> Progress | None:
+        if progress.state is not State.TAPPED:
+            self.forget(progress.service)
+            return progress
         before = self._known.get(progress.service)
         if before is None or before.due != progress.due:
             heapq.heappush(self._due, (progress.due, progress.service))
         self._known[progress.service] = progress
-        if progress.state is State.TAPPED:
-            self._tapped.add(progress.service)
-        else:
-            self._tapped.discard(progress.service)
+        return None

@@ -24,6 +24,8 @@ FRAMES: Final = b"B"
 CAPTURE: Final = b"F"
 FINISH: Final = b"E"
 FORGET: Final = b"R"
+#: To the worker: end the flows that have been idle for long, at the time that the body says.
+EXPIRE: Final = b"X"
 #: From the worker: it is ready, verdicts, an order has been carried out.
 READY: Final = b"S"
 VERDICTS: Final = b"V"

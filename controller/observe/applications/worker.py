@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import select
 import socket
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Worker:
     """A process that looks into packets, seen from outside.
 
     `clock` gives seconds that never go back. `model` is a file that `pleach dpi train` wrote.
-    A process that has not answered for `hang_s` is ended. `module` is what it runs.
+    A process that has not answered for `hang_s` is ended. `module` is what it runs, and
+    `python` what runs it, which must have nfstream.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Worker:
         model: Path | None = None,
         hang_s: float = HANG_S,
         module: str = "controller.observe.applications.process",
+        python: str = sys.executable,
     ) -> None:
         self.counters = WorkerCounters()
         #: What the process says of itself, since it was last started.
@@ -96,7 +99,7 @@ class Worker:
         self._clock = clock
         self._model = None if model is None else _checked(model)
         self._hang_s = hang_s
-        self._module = module
+        self._command = (python, "-m", module)
         self._poisoned: OrderedDict[Key, None] = OrderedDict()
         self._crashes: deque[float] = deque(maxlen=16)
         self._batch = wire.Batch()
@@ -121,6 +124,12 @@ class Worker:
         self._batch.add(scope, Frame(time, link, frame, len(frame)))
         self.counters.fed += 1
         return True
+
+    def expire(self, now: float) -> None:
+        """End the flows that have been idle for long at `now` (seconds since 1970), which frames
+        that come later would do too."""
+        self._number += 1
+        self._send(self._number, wire.order(wire.EXPIRE, self._number, now))
 
     def poll(self) -> list[Verdict]:
         """The verdicts since the last call. Call this at least some times a second: it also
@@ -194,7 +203,7 @@ class Worker:
         self._number += 1
         body = wire.configuration(self._limits, self._naming, self._poisoned)
         message = wire.order(wire.CONFIGURE, self._number, body)
-        child = Child.start(self._module, message, self._model, self._clock())
+        child = Child.start(self._command, message, self._model, self._clock())
         child.open[self._number] = (message, 1)
         return child
 
@@ -325,7 +334,7 @@ class Worker:
             done = wire.done_of(message)
             self.told = done.counters
             order, _ = child.open.pop(done.number, (b"", 0))
-            if order[:1] not in (wire.FRAMES, wire.CONFIGURE):
+            if order[:1] not in (wire.FRAMES, wire.CONFIGURE, wire.EXPIRE):
                 self._answers[done.number] = done
 
     def _wait(self, number: int, timeout_s: float) -> wire.Done | None:
