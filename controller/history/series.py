@@ -3,6 +3,7 @@
     times, values = history.read("web1", "cpu", start, end)             # the samples
     times, values = history.read("web1", "cpu", start, end, step=300)   # 5-minute means
     vms, times, values = history.read_many("cpu", start, end, step=300) # all VMs: a matrix
+    matrices = history.read_all(["cpu", "memory"], start, end, 300)     # by metric
     times, values = history.read("web1", "cpu", start, end, 3600, "max")
 
 Times are Unix seconds, UTC, as float64, ascending; values are float64 in the metric's unit
@@ -136,14 +137,31 @@ class Reader:
         subjects: Collection[str] | None = None,
     ) -> Matrix:
         """One metric of `subjects` in their order, or of all that have samples, by name."""
-        query = _query((metric,), start, end, step, how, subjects)
+        return self.read_all((metric,), start, end, step, how, subjects)[metric]
+
+    def read_all(
+        self,
+        metrics: Sequence[str],
+        start: float,
+        end: float,
+        step: float,
+        how: How = "mean",
+        subjects: Collection[str] | None = None,
+    ) -> dict[str, Matrix]:
+        """Several metrics of `subjects` in their order, or of all that have samples of any of
+        them, by name: all on the same subjects and times. Quicker than one after the other."""
+        query = _query(metrics, start, end, step, how, subjects)
         grid = _Grid(query, tuple(subjects) if subjects is not None else ())
         for points in self._scan(query):
             grid.add(points)
-        if subjects is not None:
-            return Matrix(tuple(subjects), grid.times, grid.values(0))
-        found = sorted(grid.rows)
-        return Matrix(tuple(found), grid.times, grid.values(0)[[grid.rows[n] for n in found]])
+        names, rows = tuple(subjects or ()), list(range(len(subjects or ())))
+        if subjects is None:
+            names = tuple(sorted(grid.rows))
+            rows = [grid.rows[name] for name in names]
+        return {
+            name: Matrix(names, grid.times, grid.values(column)[rows])
+            for column, name in enumerate(query.metrics)
+        }
 
 
 def in_memory(scope: Scope, metrics: Sequence[str], points: Sequence[Points]) -> Reader:

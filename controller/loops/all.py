@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.loops.alerts import Keeping
+from controller.loops.anomalies import Anomalies
 from controller.loops.base import Loop
 from controller.loops.deliveries import Alertmanager, Webhooks
 from controller.observe.anomalies import rules
@@ -13,7 +14,7 @@ def loops_of(settings: Settings) -> list[Loop]:
     """The loops that `settings` ask for. Raises SettingsError where rules cannot be used."""
     told = settings.alerts
     ruled = rules.load(told.rules)
-    loops: list[Loop] = [Keeping(told, ruled)]
+    loops: list[Loop] = [Keeping(told, ruled), Anomalies(settings, ruled)]
     if told.webhooks:
         loops.append(Webhooks(told))
     if told.alertmanager is not None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from controller.observe.anomalies.bank import Finding, View
-from controller.observe.anomalies.roles import Stray
 from controller.observe.anomalies.signatures import Deviation, What
+
+if TYPE_CHECKING:  # slow to import, and the brain needs nothing of it
+    from controller.observe.anomalies.roles import Stray
 
 
 class Kind(StrEnum):

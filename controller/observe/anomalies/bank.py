@@ -11,8 +11,10 @@ All series of a bank are advanced together, as arrays; the work a sample does no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,7 +106,40 @@ class Bank:
         self._peak = np.full((size, scores), -np.inf)
         self._peaks = np.zeros((rule.remembered, size, scores), np.float32)
         self._bound = np.full((size, scores), np.inf)
-        self._loud = np.full(size, -(1 << 40), np.intp)
+        self._loud = np.full(size, _NEVER, np.intp)
+
+    def clear(self, rows: Rows, least: ArrayLike) -> None:
+        """Forget what is known of `rows`, which are new series from now on, of which differences
+        from `least` on can matter."""
+        self._least[rows] = least
+        self._at[rows] = -np.inf
+        for array in (self._seen, self._since, self._last, self._near, self._off, self._base):
+            array[rows] = 0
+        self._base_move[rows] = self._move[rows] = 0.0
+        self._peak[rows], self._bound[rows] = -np.inf, np.inf
+        self._peaks[:, rows] = 0.0
+        self._loud[rows] = _NEVER
+
+    def set_least(self, rows: Rows, least: ArrayLike) -> None:
+        """From now on only differences from `least` on can matter in `rows`."""
+        self._least[rows] = least
+
+    def state(self, size: int) -> dict[str, NDArray[Any]]:
+        """All that is remembered of the first `size` series, by name."""
+        blocks = min(self.rule.remembered, int(self._seen[:size].max(initial=0)) // self.rule.block)
+        told = {name: getattr(self, f"_{name}")[:size] for name in _STATE}
+        return {**told, "peaks": self._peaks[:blocks, :size]}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` told, of a bank of the same rule. Raises ValueError where it is
+        of another, or damaged."""
+        try:
+            size = len(state["at"])
+            for name in _STATE:
+                getattr(self, f"_{name}")[:size] = state[name]
+            self._peaks[: len(state["peaks"]), :size] = state["peaks"]
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(f"this is no state of a bank of {self.rule}: {error}") from error
 
     def step(self, at: ArrayLike, values: ArrayLike) -> list[Finding]:
         """Take one sample of each series, and tell which leave their pattern.
@@ -241,6 +276,13 @@ class Bank:
         self._bound[rows] = tails.bound(self.rule.chance)
 
 
+#: The number of a sample that never was.
+_NEVER = -(1 << 40)
+#: What is remembered of each series, the first axis being that of series.
+_STATE = (
+    "least", "at", "seen", "since", "last", "near", "off", "base", "base_move", "move", "peak",
+    "bound", "loud",
+)  # fmt: skip
 #: No metric has such values, and squares of smaller ones are finite.
 _BEYOND = 1e100
 #: What counts as no difference at all, of whatever unit; keeps ratios defined.
