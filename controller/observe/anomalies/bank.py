@@ -117,8 +117,7 @@ class Bank:
             array[rows] = 0
         self._base_move[rows] = self._move[rows] = 0.0
         self._peak[rows], self._bound[rows] = -np.inf, np.inf
-        self._peaks[:, rows] = 0.0
-        self._loud[rows] = _NEVER
+        self._loud[rows] = _NEVER  # of the peaks, none is read before it is written
 
     def set_least(self, rows: Rows, least: ArrayLike) -> None:
         """From now on only differences from `least` on can matter in `rows`."""
