@@ -111,6 +111,7 @@ _DESCRIPTIONS = {
     wire.MP_GROUP_DESC,
     wire.MP_METER_DESC,
     wire.MP_GROUP_STATS,
+    wire.MP_METER_STATS,
 }
 #: What the framework keeps a connection by.
 _THEIRS = {

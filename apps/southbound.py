@@ -29,7 +29,7 @@ from controller.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-APPS = ["apps.fabric", "apps.discovery", "apps.services", "apps.traffic"]
+APPS = ["apps.fabric", "apps.discovery", "apps.services", "apps.traffic", "apps.usage"]
 
 
 def main() -> int:

@@ -475,6 +475,20 @@ class PathSettings(Section):
     max_edges: Annotated[int, Field(ge=2, le=4_094)] = 64
 
 
+class BandwidthSettings(Section):
+    """How bandwidth is shared out, and traffic put into classes."""
+
+    #: Whether it is decided; what an operator limits is limited all the same.
+    enabled: bool = True
+    #: Classes, priorities, guarantees, ceilings and uplinks; by default policies/qos.yaml as it
+    #: comes with Pleach, which shares out nothing.
+    policy: FilePath | None = None
+    #: Seconds within which a burst that nobody foresaw is answered. Meters are read twice in it.
+    interval_s: Annotated[float, Field(ge=0.2, le=600)] = 2.0
+    #: A meter keeps its rate when a new one differs by no more than this share.
+    hysteresis: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+
 class LogSettings(Section):
     """Logs: one event a line, on stderr."""
 
@@ -499,6 +513,7 @@ class Settings(Section):
     dpi: DpiSettings = DpiSettings()
     migration: MigrationSettings = MigrationSettings()
     paths: PathSettings = PathSettings()
+    bandwidth: BandwidthSettings = BandwidthSettings()
     alerts: AlertSettings = AlertSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     agent: AgentSettings = AgentSettings()

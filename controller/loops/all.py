@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from controller.decide.bandwidth import qos
 from controller.loops.alerts import Keeping
 from controller.loops.anomalies import Anomalies
+from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
 from controller.loops.deliveries import Alertmanager, Webhooks
 from controller.observe.anomalies import rules
@@ -19,4 +21,6 @@ def loops_of(settings: Settings) -> list[Loop]:
         loops.append(Webhooks(told))
     if told.alertmanager is not None:
         loops.append(Alertmanager(told, told.alertmanager))
+    if settings.bandwidth.enabled:
+        loops.append(Sharing(settings.bandwidth, qos.load(settings.bandwidth.policy)))
     return loops

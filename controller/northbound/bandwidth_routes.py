@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request
@@ -18,6 +19,7 @@ from controller.northbound.gate import read_body
 from controller.northbound.problems import INVALID, MALFORMED, NOT_FOUND, Problem
 from controller.northbound.record_routes import After, Key, Limit, no_such
 from controller.store import Transaction
+from controller.store.usage import read_usage
 
 #: What these routes answer with and take, for the document.
 MODELS: list[type[BaseModel]] = [VmBandwidth, RateLimit]
@@ -41,7 +43,8 @@ def _add_reading(routes: APIRouter, brain: Brain) -> None:
         state = brain.replica.state
         known = {*state.rate_limits, *state.bandwidths, *state.markings}
         keys = sorted(key for key in known if key > after)
-        items = tuple(told(state, key) for key in keys[:limit])
+        measured = await _measured(brain)
+        items = tuple(told(state, key, measured) for key in keys[:limit])
         following = keys[limit - 1] if len(keys) > limit else None
         return reply(Page[VmBandwidth](items=items, next=following, revision=state.revision))
 
@@ -52,7 +55,7 @@ def _add_reading(routes: APIRouter, brain: Brain) -> None:
         state = brain.replica.state
         if key not in state.vms:
             raise no_such("vm", key)
-        return reply(told(state, key), revision=state.revision)
+        return reply(told(state, key, await _measured(brain)), revision=state.revision)
 
 
 def _add_writing(routes: APIRouter, brain: Brain) -> None:
@@ -93,7 +96,21 @@ def _add_writing(routes: APIRouter, brain: Brain) -> None:
         return Response(status_code=204, headers={"pleach-revision": str(revision)})
 
 
-def told(state: State, vm: str) -> VmBandwidth:
+Passed = dict[tuple[str, bool], float]
+
+
+async def _measured(brain: Brain) -> Passed:
+    """kbit/s that each meter passed of late, by VM and whether it is of what the VM sends."""
+    recent = time.time() - 3 * brain.settings.bandwidth.interval_s
+    rows = await asyncio.to_thread(read_usage, brain.store, recent)
+    return {
+        (meter.vm, meter.out): meter.passed_bps / 1_000
+        for row in sorted(rows, key=lambda row: row.at)
+        for meter in row.meters
+    }
+
+
+def told(state: State, vm: str, measured: Passed) -> VmBandwidth:
     """What is known of a VM's bandwidth."""
     out, into = effective(state, vm)
     return VmBandwidth(
@@ -103,6 +120,8 @@ def told(state: State, vm: str) -> VmBandwidth:
         out_reason=out.reason,
         in_reason=into.reason,
         limit=state.rate_limits.get(vm),
+        out_passed_kbit=measured.get((vm, True)),
+        in_passed_kbit=measured.get((vm, False)),
         marking=state.markings.get(vm),
     )
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0005"
+HEAD = "0006"
 
 metadata = MetaData(
     naming_convention={
@@ -270,6 +270,14 @@ path_decision = Table(
     Column("at", Float, nullable=False),
     Column("body", Text, nullable=False),
     Column("routes", LargeBinary),
+)
+#: What the meters of a datapath passed in the interval that ended at `at` (Unix seconds), as JSON.
+usage = Table(
+    "usage",
+    metadata,
+    Column("datapath", Name, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("body", Text, nullable=False),
 )
 audit = Table(
     "audit",

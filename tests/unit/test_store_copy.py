@@ -52,6 +52,7 @@ from controller.store import (
 )
 from controller.store.decisions import Decision, keep
 from controller.store.traffic import Row, write_rows
+from controller.store.usage import Metered, Usage, write_usage
 from tests.postgres import PostgresServer
 
 
@@ -131,6 +132,7 @@ def fill(url: str) -> None:
         fill_rooms(tx)
     store.compact()
     store.set_progress([Progress(f"{1:016x}", 5, 1.25, True, 0, "no route")])
+    write_usage(store, [Usage(f"{1:016x}", 1.25, (Metered("v0", True, 1e6, 0.5),))])
     store.close()
 
 

@@ -469,3 +469,8 @@ def vm_meter(port: int, *, out: bool) -> int:
 def is_vm_meter(meter: int) -> bool:
     """Whether a meter is one of a VM's."""
     return meter >= _VM_METERS
+
+
+def port_of_meter(meter: int) -> tuple[int, bool]:
+    """The port of a VM's meter, and whether it is of what the VM sends."""
+    return (meter - _VM_METERS) // 2, (meter - _VM_METERS) % 2 == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -27,6 +28,7 @@ DSCP: Mapping[str, int] = {
 _MEGA = 1e6
 _Name = Annotated[str, Field(min_length=1, max_length=64)]
 _Rate = Annotated[float, Field(ge=0, le=1e9)]
+_Uplink = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class _Section(BaseModel):
@@ -78,6 +80,8 @@ class VmRule(_Section):
     priority: _Name
     guarantee_mbps: _Rate = 0.0
     ceiling_mbps: _Rate | None = None
+    #: Class of what they send where no service is known.
+    traffic: _Name | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -103,6 +107,8 @@ class Terms(_Section):
     weight: float
     guarantee_bps: float
     ceiling_bps: float | None
+    #: Class of what it sends where no service is known; None is the default one.
+    traffic: str | None = None
 
 
 class QosPolicy(_Section):
@@ -112,6 +118,9 @@ class QosPolicy(_Section):
     default: _Name
     priorities: dict[_Name, Priority]
     vms: list[VmRule]
+    #: Mbit/s of hosts' uplinks, in each direction, by host; and of every other host's.
+    hosts: dict[_Name, _Uplink] = {}
+    uplink_mbps: _Uplink | None = None
 
     @field_validator("classes")
     @classmethod
@@ -149,6 +158,12 @@ class QosPolicy(_Section):
                 f"vms name the priority {unknown[0]}, which is not there: choose "
                 f"{', '.join(self.priorities)}"
             )
+        strange = [rule.traffic for rule in self.vms if rule.traffic not in (None, *self.classes)]
+        if strange:
+            raise ValueError(
+                f"vms name the class {strange[0]}, which is not there: choose "
+                f"{', '.join(self.classes)}"
+            )
         if not self.vms or not self.vms[-1].holds("", "", ()):
             raise ValueError("the last entry of vms must be for all: add {priority: …} at the end")
         return self
@@ -170,7 +185,27 @@ class QosPolicy(_Section):
             weight=self.priorities[rule.priority].weight,
             guarantee_bps=rule.guarantee_mbps * _MEGA,
             ceiling_bps=None if ceiling is None else ceiling * _MEGA,
+            traffic=rule.traffic,
         )
+
+    def uplink_bps(self, host: str) -> float | None:
+        """What a host's uplink carries in each direction; None where nobody says."""
+        mbps = self.hosts.get(host, self.uplink_mbps)
+        return None if mbps is None else mbps * _MEGA
+
+
+#: The policy that comes with Pleach.
+DEFAULT = Path(__file__).parents[3] / "policies" / "qos.yaml"
+
+
+def load(path: Path | None = None) -> QosPolicy:
+    """The policy in a file, or the one that comes with Pleach. Raises SettingsError."""
+    path = path or DEFAULT
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(Problem(str(path), "", f"cannot be read: {error}")) from error
+    return parse(text, str(path))
 
 
 def parse(text: str, file: str) -> QosPolicy:

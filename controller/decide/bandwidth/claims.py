@@ -1,0 +1,180 @@
+"""Who shares what? Claims and resources from the state of record and the policy, and what comes of
+an allocation as records with reasons. Pure.
+
+Shared are a host's uplink, where the policy tells its capacity, and the links of an edge
+together, where that of each is known: the edge spreads connections over them. A VM that moves
+claims at both hosts. What VMs of one host say to each other counts as if it left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controller.decide.bandwidth.allocate import Allocation
+from controller.decide.bandwidth.qos import QosPolicy, Terms
+from controller.decide.bandwidth.records import Claim, Direction, Resource
+from controller.model.nouns import Bandwidth, Phase, RateLimit, Vm
+from controller.model.state import State
+
+Key = tuple[str, Direction]
+
+#: No meter is below this many kbit/s: a VM is never cut off by what others want.
+LEAST_KBIT = 64
+_KILO = 1_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """All that bandwidth is decided on. `terms` are those of every VM that is placed."""
+
+    claims: tuple[Claim, ...]
+    resources: tuple[Resource, ...]
+    terms: Mapping[str, Terms]
+
+
+def ask(state: State, policy: QosPolicy, demand_bps: Mapping[Key, float]) -> Ask:
+    """The claims of all VMs that share something, with the demands that are known (else 0)."""
+    resources = {**_uplinks(state, policy), **_edges(state)}
+    claims, terms = [], {}
+    for vm in state.vms.values():
+        hosts = _hosts(state, vm.id)
+        if not hosts:
+            continue
+        terms[vm.id] = policy.terms(vm.id, vm.tenant, vm.groups)
+        for way in Direction:
+            names = [f"uplink of host {host}, {way}" for host in hosts]
+            names += [
+                f"links of edge {state.hosts[host].datapath}, {way}"
+                for host in hosts
+                if host in state.hosts
+            ]
+            uses = tuple((name, 1.0) for name in dict.fromkeys(names) if name in resources)
+            if uses:
+                limit = _limit(state.rate_limits.get(vm.id), way)
+                claims.append(
+                    _claim(vm, way, terms[vm.id], limit, demand_bps.get((vm.id, way), 0.0), uses)
+                )
+    used = {name for claim in claims for name, _ in claim.uses}
+    return Ask(tuple(claims), tuple(resources[name] for name in sorted(used)), terms)
+
+
+def records(
+    state: State, asked: Ask, allocation: Allocation, claims: Iterable[Claim]
+) -> dict[str, Bandwidth]:
+    """What each VM may send and receive, and why. `claims` are those that were allocated on."""
+    users: dict[str, int] = {}
+    wants: dict[Key, float] = {}
+    for claim in claims:
+        wants[claim.vm, claim.direction] = claim.demand_bps
+        for name, _ in claim.uses:
+            users[name] = users.get(name, 0) + 1
+    capacity = {resource.name: resource.capacity_bps for resource in asked.resources}
+    found: dict[str, dict[Direction, tuple[int, str]]] = {}
+    for meter in allocation.meters:
+        terms = asked.terms.get(meter.vm)
+        if terms is None:
+            continue
+        reason = _share(
+            terms, meter.limited_by, capacity, users, wants.get((meter.vm, meter.direction), 0.0)
+        )
+        found.setdefault(meter.vm, {})[meter.direction] = _kbit(meter.rate_bps), reason
+    for vm, terms in asked.terms.items():
+        if terms.ceiling_bps is not None:
+            ceiling = _kbit(terms.ceiling_bps), f"the ceiling of its priority, {terms.priority}"
+            for way in Direction:
+                found.setdefault(vm, {}).setdefault(way, ceiling)
+    return {
+        vm: Bandwidth(
+            vm=vm,
+            **{
+                f"{way.value}_{field}": value
+                for way, (kbit, reason) in ways.items()
+                for field, value in (("kbit", kbit), ("reason", reason))
+            },
+        )
+        for vm, ways in found.items()
+        if vm in state.vms
+    }
+
+
+def _share(
+    terms: Terms,
+    limited_by: str | None,
+    capacity: Mapping[str, float],
+    users: Mapping[str, int],
+    wanted_bps: float,
+) -> str:
+    wants = f"it wants {wanted_bps / 1e6:.3g} Mbit/s"
+    if terms.guarantee_bps:
+        wants += f", is promised {terms.guarantee_bps / 1e6:.3g}"
+    if limited_by is None or limited_by not in capacity:
+        return f"its own ceiling ({wants}; priority {terms.priority})"
+    return (
+        f"its share of {limited_by}, {capacity[limited_by] / 1e6:.4g} Mbit/s for "
+        f"{users[limited_by]} VMs ({wants}; priority {terms.priority}, weight {terms.weight:g})"
+    )
+
+
+def _kbit(bps: float) -> int:
+    return max(LEAST_KBIT, min(int(bps / _KILO + 1e-6), 0xFFFF_FFFF))
+
+
+def _limit(limit: RateLimit | None, way: Direction) -> float:
+    kbit = None if limit is None else limit.out_kbit if way is Direction.OUT else limit.in_kbit
+    return math.inf if kbit is None else kbit * _KILO
+
+
+def _claim(
+    vm: Vm,
+    way: Direction,
+    terms: Terms,
+    limit_bps: float,
+    demand_bps: float,
+    uses: tuple[tuple[str, float], ...],
+) -> Claim:
+    ceiling = min(limit_bps, math.inf if terms.ceiling_bps is None else terms.ceiling_bps)
+    guarantee = min(terms.guarantee_bps, ceiling)
+    return Claim(vm.id, way, demand_bps, terms.weight, guarantee, ceiling, uses)
+
+
+def _hosts(state: State, vm: str) -> list[str]:
+    """Where a VM is, and where it is about to be."""
+    placement = state.placements.get(vm)
+    hosts = [] if placement is None else [placement.host]
+    for migration in state.migrations.values():
+        if migration.vm == vm and migration.phase in (Phase.STARTED, Phase.ACTIVATED):
+            hosts += [migration.source, migration.target]
+    return [*dict.fromkeys(hosts)]
+
+
+def _uplinks(state: State, policy: QosPolicy) -> dict[str, Resource]:
+    found = {}
+    for host in state.hosts:
+        bps = policy.uplink_bps(host)
+        if bps is not None:
+            for way in Direction:
+                name = f"uplink of host {host}, {way}"
+                found[name] = Resource(name, bps)
+    return found
+
+
+def _edges(state: State) -> dict[str, Resource]:
+    """The links of each edge, where all of them have a capacity; those that are down carry
+    nothing."""
+    edges = {host.datapath for host in state.hosts.values()}
+    total: dict[tuple[str, Direction], float] = {}
+    unknown = set()
+    for link in state.links.values():
+        for end, way in ((link.datapath, Direction.OUT), (link.to_datapath, Direction.IN)):
+            if end not in edges or not link.up:
+                continue
+            total[end, way] = total.get((end, way), 0.0) + link.capacity
+            if not link.capacity:
+                unknown.add((end, way))
+    return {
+        name: Resource(name, bps)
+        for (edge, way), bps in total.items()
+        if (edge, way) not in unknown and (name := f"links of edge {edge}, {way}")
+    }
