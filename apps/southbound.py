@@ -29,7 +29,14 @@ from controller.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-APPS = ["apps.fabric", "apps.discovery", "apps.services", "apps.traffic", "apps.usage"]
+APPS = [
+    "apps.fabric",
+    "apps.discovery",
+    "apps.services",
+    "apps.traffic",
+    "apps.usage",
+    "apps.dpi",
+]
 
 
 def main() -> int:

@@ -78,7 +78,8 @@ class Worker:
 
     `clock` gives seconds that never go back. `model` is a file that `pleach dpi train` wrote.
     A process that has not answered for `hang_s` is ended. `module` is what it runs, and
-    `python` what runs it, which must have nfstream.
+    `python` what runs it, which must have nfstream. A model that is not `vet` here first ends
+    the process where it cannot be used.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Worker:
         hang_s: float = HANG_S,
         module: str = "controller.observe.applications.process",
         python: str = sys.executable,
+        vet: bool = True,
     ) -> None:
         self.counters = WorkerCounters()
         #: What the process says of itself, since it was last started.
@@ -97,7 +99,7 @@ class Worker:
         self._naming = naming
         self._limits = limits
         self._clock = clock
-        self._model = None if model is None else _checked(model)
+        self._model = _checked(model) if vet and model is not None else model
         self._hang_s = hang_s
         self._command = (python, "-m", module)
         self._poisoned: OrderedDict[Key, None] = OrderedDict()

@@ -1,0 +1,128 @@
+"""What answers at the ports of VMs is told from packets that the fabric copies."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from controller.act.dataplane.pipeline import TableId
+from controller.model.nouns import Service
+from mininet_labs import netns
+from mininet_labs.deployment import wait_until
+from mininet_labs.vm import LabVm
+from tests.fabric.world import World
+
+pytestmark = pytest.mark.fabric
+
+#: What each server says first or answers, and what a client says.
+HTTP = (b"", b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+SSH = (b"SSH-2.0-OpenSSH_9.2p1\r\n", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"\0" * 64)
+REDIS = (b"", b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n")
+
+
+@pytest.fixture(scope="module")
+def guests(world: World) -> tuple[LabVm, LabVm]:
+    """A client at one edge, and a server at another."""
+    world.tenant("red")
+    net = world.subnet("net", "red", "10.1.0.0/24")
+    hosts = [host.name for host in world.lab.fabric.hosts]
+    return world.vm("a", net, hosts[0]), world.vm("b", net, hosts[-1])
+
+
+def services(world: World) -> dict[str, Service]:
+    return world.deployment.store.snapshot().services
+
+
+@contextmanager
+def listening(vm: LabVm, port: int) -> Iterator[socket.socket]:
+    with netns.entered(vm.name):
+        server = socket.create_server((str(vm.ipv4), port))
+    with server:
+        yield server
+
+
+def talk(client: LabVm, server: LabVm, port: int, said: tuple[bytes, bytes, bytes]) -> None:
+    """A connection in which a greeting, a request and an answer go over."""
+    greeting, request, answer = said
+    with listening(server, port) as listener:
+        with netns.entered(client.name):
+            one = socket.create_connection((str(server.ipv4), port), 20)
+        two, _ = listener.accept()
+        with one, two:
+            for speaker, hearer, words in (
+                (two, one, greeting),
+                (one, two, request),
+                (two, one, answer),
+            ):
+                speaker.sendall(words)
+                left = len(words)
+                while left:
+                    left -= len(hearer.recv(left))
+
+
+def copied(world: World, edge: str) -> int:
+    """Packets of which the tables of an edge have made a copy."""
+    world.lab.appctl("revalidator/wait")  # until then some are counted in its cache alone
+    lines = [
+        line
+        for table in (TableId.TAP_IN, TableId.TAP_OUT)
+        for line in world.lab.ofctl("dump-flows", edge, f"table={table}").splitlines()
+    ]
+    return sum(
+        int(line.partition("n_packets=")[2].partition(",")[0]) for line in lines if "clone" in line
+    )
+
+
+def test_services_are_identified_and_then_let_be(world: World, guests: tuple[LabVm, LabVm]) -> None:
+    client, server = guests
+    edge = server.edge_of(server.active or "")
+    for port, said, application in (
+        (8123, HTTP, "HTTP"),
+        (2222, SSH, "SSH"),
+        (7000, REDIS, "RESP"),
+    ):
+        talk(client, server, port, said)
+        key = f"b:tcp:{port}"
+        wait_until(lambda: key in services(world), f"{key} is known")  # noqa: B023 - called here
+        known = services(world)[key]
+        assert (known.application, known.how) == (application, "confirmed")
+        assert known.packets <= 12
+        assert known.handshake_s is not None
+        world.applied()
+    before = copied(world, edge)
+    for port, said in ((8123, HTTP), (2222, SSH), (7000, REDIS)):
+        talk(client, server, port, said)
+    assert copied(world, edge) == before
+    # The client offers nothing, and nothing was asked of it.
+    assert {service.vm for service in services(world).values()} == {"b"}
+
+
+def test_of_a_long_connection_little_is_copied(world: World, guests: tuple[LabVm, LabVm]) -> None:
+    client, server = guests
+    edge = server.edge_of(server.active or "")
+    before = copied(world, edge)
+    with listening(server, 4000) as listener:
+        with netns.entered(client.name):
+            one = socket.create_connection((str(server.ipv4), 4000), 20)
+        two, _ = listener.accept()
+        with one, two:
+            for _ in range(100):  # one at a time, for a switch counts a burst late
+                one.sendall(b"\x17what nobody knows\x03")
+                assert two.recv(100)
+    assert 3 <= copied(world, edge) - before <= 16
+
+
+def test_a_scan_finds_no_services(world: World, guests: tuple[LabVm, LabVm]) -> None:
+    client, server = guests
+    known = set(services(world))
+    with netns.entered(client.name):
+        for port in range(9_000, 9_200):
+            with socket.socket() as probe:
+                assert probe.connect_ex((str(server.ipv4), port)) != 0
+    # A later service is known after all that came before it was looked at.
+    talk(client, server, 8124, HTTP)
+    wait_until(lambda: "b:tcp:8124" in services(world), "the last one is known")
+    assert set(services(world)) == known | {"b:tcp:8124"}
