@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ovs import jsonrpc, poller, stream
+from ovs import poller
 from ovs.db import idl
 
 from apps.framework import hub, spawn
+from controller.ovsdb import schema
 
 log = logging.getLogger(__name__)
 
-_DATABASE = "Open_vSwitch"
 _COLUMNS = {
     "Bridge": ["datapath_id", "ports"],
     "Port": ["interfaces"],
@@ -80,7 +80,7 @@ class Ovsdb:
             hub.sleep(_RETRY_S)
 
     def _follow(self) -> None:
-        helper = idl.SchemaHelper(schema_json=_schema(self.remote))
+        helper = idl.SchemaHelper(schema_json=schema(self.remote))
         for table, columns in _COLUMNS.items():
             helper.register_columns(table, columns)
         replica = idl.Idl(self.remote, helper)
@@ -146,19 +146,3 @@ def _read(remote: str, replica: Any) -> dict[Place, Interface]:
                         ours=_MARK in row.external_ids,
                     )
     return found
-
-
-def _schema(remote: str) -> Any:
-    """The server's schema. OSError where there is no server, or it has no such database."""
-    error, opened = stream.Stream.open_block(stream.Stream.open(remote), timeout=5_000)
-    if error:
-        raise OSError(error, f"{remote}: connection failed (error {error})")
-    connection = jsonrpc.Connection(opened)
-    try:
-        request = jsonrpc.Message.create_request("get_schema", [_DATABASE])
-        error, reply = connection.transact_block(request)
-        if error or reply.error:
-            raise OSError(error, f"{remote} has no database {_DATABASE}")
-        return reply.result
-    finally:
-        connection.close()

@@ -567,6 +567,22 @@ def read_policy(model: type[S], path: Path) -> S:
         raise SettingsError(*problems) from error
 
 
+F = TypeVar("F", bound=BaseModel)
+
+
+def read_file(path: Path, model: type[F]) -> F:
+    """A file of its own, such as a policy, as `model`. SettingsError tells everything that is
+    wrong with it."""
+    places: dict[tuple[str, ...], str] = {}
+    data = _read(path, places)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError(
+            *(_explain(dict(e), places, str(path), model) for e in error.errors())
+        ) from error
+
+
 def safe_directory(path: Path, owner: int | None = None) -> Path:
     """Make `path` a directory that nobody else can look into (0700), and its parents as the
     umask says; one that is there already must belong to this user, root or `owner` (a user

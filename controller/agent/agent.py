@@ -15,16 +15,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from controller.agent import mapping
 from controller.agent.hypervisor import Libvirt
 from controller.agent.naming import Names
 from controller.agent.outbox import Outbox
+from controller.agent.prometheus import Prometheus
 from controller.agent.sending import Sender
 from controller.agent.tasks import Crew, Task, Workplace
-from controller.agent.watching import Watcher
+from controller.agent.watching import Gauge, Watcher
 from controller.client import Client
 from controller.settings import Settings
+
+if TYPE_CHECKING:
+    from controller.agent.connections import Connections
+    from controller.agent.switch import Switch
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +53,53 @@ class Agent:
         self._work = Workplace(chosen, host, self.outbox, connect)
         names = Names(chosen.identify, self.outbox, connect)
         self.sender = Sender(self.outbox, connect, chosen.batch_values)
-        self.watcher = Watcher(host, self.outbox, sources := [], chosen.interval_s, chosen.look_s)
+        self.watcher = Watcher(host, self.outbox, chosen.interval_s, chosen.look_s)
         self._tasks: list[Task] = [self.watcher, self.sender]
+        self._switch: Switch | None = None
+        gauges: list[Gauge] = []
+        if chosen.bridge:
+            # Here, because with it comes all of eventlet, which a host without it needs not.
+            from controller.agent.switch import Switch
+
+            self._switch = Switch(chosen.ovsdb, chosen.bridge, names.vm, self.watcher.wake)
+            self._tasks.append(self._switch)
         if chosen.libvirt:
             libvirt = Libvirt(chosen.libvirt, names.vm, self.watcher.wake)
-            sources.append(libvirt)
             self._tasks.append(libvirt)
+            gauges.append(libvirt)
+            self.watcher.source = libvirt
+        elif self._switch is not None:
+            gauges.append(self._switch)
+            self.watcher.source = self._switch
+        if self._switch is not None and chosen.max_connections:
+            gauges.append(self._connections(self._switch))
+        self.watcher.gauges = gauges
+        self._prometheus: Prometheus | None = None
+        if chosen.prometheus:
+            called = mapping.load(chosen.prometheus_names or mapping.DEFAULT)
+            self._prometheus = Prometheus(chosen.prometheus, called, self.outbox, chosen.interval_s)
+            self._tasks.append(self._prometheus)
         self._tasks += more_tasks(self._work)
+
+    def _connections(self, switch: Switch) -> Connections:
+        from controller.agent.connections import Connections, DatapathNumber
+
+        work = self._work
+        return Connections(
+            switch,
+            lambda: self.watcher.sight.machines,
+            DatapathNumber(work.host, self.outbox, work.connect),
+            work.settings.max_connections,
+        )
 
     def once(self) -> None:
         """Look, measure and send a single time."""
+        if self._switch is not None:
+            self._switch.wait_read(PATIENCE_S)
         self.watcher.look()
         self.watcher.measure()
+        if self._prometheus is not None:
+            self._prometheus.once(time.time())
         self.sender.once()
 
     def run(self, stopping: threading.Event) -> None:
@@ -85,6 +126,9 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """How it is, for `pleach agent --status`."""
         sight, lost = self.watcher.sight, self.outbox.lost()
+        troubles = dict(sight.troubles)
+        if self._prometheus is not None and self._prometheus.trouble is not None:
+            troubles["prometheus"] = self._prometheus.trouble
         return {
             "at": time.time(),
             "pid": os.getpid(),
@@ -93,9 +137,9 @@ class Agent:
             "looked_at": sight.looked_at,
             "measured_at": sight.measured_at,
             "values": sight.values,
+            "prometheus_values": self._prometheus.values if self._prometheus else 0,
             "troubles": {
-                name: {"cause": cause, "mend": mend}
-                for name, (cause, mend) in sight.troubles.items()
+                name: {"cause": cause, "mend": mend} for name, (cause, mend) in troubles.items()
             },
             "sent": self.sender.account.told(),
             "waiting": asdict(self.outbox.depth()),

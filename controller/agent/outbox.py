@@ -248,10 +248,9 @@ class Outbox:
     def split(self, package: Package) -> bool:
         """Send fewer samples at once: whether that is possible. What was under way had no
         effect."""
+        if len(package.batches) < 2:
+            return False
         with self._transaction():
-            self._set("under_way", None)
-            if len(package.batches) < 2:
-                return False
             half = package.last - len(package.batches) // 2
             self._set("under_way", f"{package.sequence}:{half}")
         return True

@@ -38,6 +38,7 @@ MOST_OBEYED_S = 600.0
 TOLD_AGAIN_S = 600.0
 _NOT_ALLOWED = (401, 403)
 _TOO_LARGE = 413
+_TOO_MANY = 429
 _CONFLICT = 409
 
 
@@ -134,7 +135,7 @@ class Sender:
             if isinstance(result, EventReply):
                 took.append(one.number)
                 self.account.events[result.outcome] += 1
-            elif result.status == 429 or result.status >= 500:
+            elif result.status == _TOO_MANY or result.status >= 500:
                 put_off = put_off or result
             else:
                 self._refuse(one, result)
@@ -163,6 +164,8 @@ class Sender:
         try:
             reply = client.send_packed_samples(body, "zstd")
         except Problem as problem:
+            if problem.status == _TOO_MANY:
+                self._outbox.split(package)  # it may be more than is ever taken at once
             if _passes(problem.status):
                 raise
             self._refused(package, problem)
@@ -233,7 +236,7 @@ class Sender:
 
 def _passes(status: int) -> bool:
     """Whether what was refused with this status may be taken later as it is."""
-    return status in (0, 408, 429, *_NOT_ALLOWED) or status >= 500
+    return status in (0, 408, _TOO_MANY, *_NOT_ALLOWED) or status >= 500
 
 
 def _asked(client: Client, waiting: Waiting) -> VmStatus | None:

@@ -29,16 +29,20 @@ _TOGETHER_S = 0.05
 _BOOT = "boot"
 
 
-class Source(Protocol):
-    """Something that tells of VMs."""
+class Gauge(Protocol):
+    """Something that tells what VMs use."""
 
     name: str
 
-    def machines(self) -> tuple[Machine, ...]:
-        """The VMs that are here. Raises SourceAway."""
-
     def measure(self) -> Mapping[str, Raw]:
         """What each VM here uses. Raises SourceAway."""
+
+
+class Source(Gauge, Protocol):
+    """Something that also tells which VMs there are."""
+
+    def machines(self) -> tuple[Machine, ...]:
+        """The VMs that are here. Raises SourceAway."""
 
 
 @dataclass(slots=True)
@@ -54,8 +58,7 @@ class Sight:
 
 
 class Watcher:
-    """The task that looks and measures. VMs are those of the first of `sources`; the others
-    measure only."""
+    """The task that looks and measures: at the VMs of `source`, and what `gauges` say of them."""
 
     name = "watching"
 
@@ -63,13 +66,14 @@ class Watcher:
         self,
         host: str,
         outbox: Outbox,
-        sources: Sequence[Source],
         interval_s: float,
         look_s: float,
     ) -> None:
         self._host = host
         self._outbox = outbox
-        self._sources = sources
+        #: To be set before the task begins.
+        self.source: Source | None = None
+        self.gauges: Sequence[Gauge] = ()
         self._interval_s = interval_s
         self._look_s = look_s
         self._meter = Meter()
@@ -102,9 +106,9 @@ class Watcher:
 
     def look(self) -> None:
         """See which VMs are here, and have told what follows from that."""
-        if not self._sources:
+        source = self.source
+        if source is None:
             return
-        source = self._sources[0]
         try:
             machines = source.machines()
         except SourceAway as away:
@@ -122,14 +126,15 @@ class Watcher:
 
     def measure(self) -> None:
         """Read what everything uses, and have it sent."""
+        if not self.gauges:
+            return
         at, clock = time.time(), time.monotonic()
         found: dict[str, dict[str, float]] = {}
-        for source in self._sources:
+        for source in self.gauges:
             try:
                 for vm, raw in source.measure().items():
-                    values = self._meter.take(vm, raw, clock)
-                    # What a source before this one said of it counts.
-                    found[vm] = values | found.get(vm, {})
+                    # What one before this one said of it counts.
+                    found[vm] = self._meter.take(vm, raw, clock) | found.get(vm, {})
             except SourceAway as away:
                 self._trouble(source.name, away)
             else:

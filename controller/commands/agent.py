@@ -121,6 +121,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
             ("looked", _instant(found["looked_at"])),
             ("measured", _instant(found["measured_at"])),
             ("values each time", found["values"]),
+            ("of Prometheus", found["prometheus_values"] or None),
             ("controller reached", _instant(sent["reached_at"]) or "never"),
             ("events told", sent["events"]),
             ("samples taken", sent["samples_taken"]),

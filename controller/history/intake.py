@@ -188,7 +188,8 @@ class Intake:
                 "send it again later; what was acknowledged is kept",
             )
         now_ms = round(job.now * 1000)
-        found = screen(batch, job.rights, self._books.standing, now_ms, self._limits)
+        caller = records.caller_of(job.sender)
+        found = screen(batch, job.rights, self._books.standing, caller, now_ms, self._limits)
         job.receipt = Receipt("taken", found.accepted, found.refused, found.resets, offset)
         if not found.accepted:
             return None

@@ -36,11 +36,11 @@ class Record:
 @dataclass(slots=True)
 class Books:
     """What has to be known of earlier batches to judge the next, as of `position` in the log:
-    which were taken, and where counters stood."""
+    which were taken, and where counters stood (Unix milliseconds, count, whose it is)."""
 
     position: int = 0
     senders: dict[str, Seen] = field(default_factory=dict)
-    standing: dict[str, dict[str, tuple[int, float]]] = field(default_factory=dict)
+    standing: dict[str, dict[str, tuple[int, float, str]]] = field(default_factory=dict)
     #: What was in no table before (only in what `enter` returns).
     absent: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
@@ -56,12 +56,13 @@ class Books:
         for counted in record.counted:
             standing = self.standing.setdefault(counted.metric, {})
             old = before.standing.setdefault(counted.metric, {})
-            for subject, entry in counted.at.items():
+            caller = caller_of(record.sender)
+            for subject, (at, count) in counted.at.items():
                 if subject in standing:
                     old[subject] = standing[subject]
                 else:
                     before.absent.append((standing, subject))
-                standing[subject] = entry
+                standing[subject] = (at, count, caller)
         return before
 
     def take_back(self, before: Books) -> None:
@@ -81,6 +82,11 @@ class Books:
             metric: {subject: entry for subject, entry in at.items() if entry[0] >= before}
             for metric, at in self.standing.items()
         }
+
+
+def caller_of(sender: str) -> str:
+    """Whose sender that is: names of senders are told apart by caller."""
+    return sender.partition("/")[0]
 
 
 def pack(record: Record) -> bytes:
@@ -143,7 +149,11 @@ def load(file: Path) -> Books:
             for n, (last, mask, at) in senders.items()
         },
         {
-            metric: {subject: (time, count) for subject, (time, count) in at.items()}
+            # Those of an earlier version are nobody's: they are followed by a gap.
+            metric: {
+                subject: (entry[0], entry[1], entry[2] if len(entry) > 2 else "")
+                for subject, entry in at.items()
+            }
             for metric, at in standing.items()
         },
     )

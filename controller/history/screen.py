@@ -76,14 +76,15 @@ class Limits:
 
 #: What a sender may not tell of, by scope: a reason or None for each subject of the batch.
 Rights = Mapping[Scope, Sequence[Reason | None]]
-#: Where counters stood: metric to subject to (Unix milliseconds, count).
-Standing = Mapping[str, Mapping[str, tuple[int, float]]]
+#: Where counters stood: metric to subject to (Unix milliseconds, count, whose count it is).
+Standing = Mapping[str, Mapping[str, tuple[int, float, str]]]
 
 
 def screen(
-    batch: Batch, rights: Rights, standing: Standing, now_ms: int, limits: Limits
+    batch: Batch, rights: Rights, standing: Standing, caller: str, now_ms: int, limits: Limits
 ) -> Screened:
-    """Judge `batch` as of `now_ms`, Unix milliseconds. Raises BadBatch where a metric is sent
+    """Judge `batch` of `caller` as of `now_ms`, Unix milliseconds. What two callers count of a
+    VM, as two hosts do while it moves, makes no rate. Raises BadBatch where a metric is sent
     both as a count and as a rate."""
     judge = _Judge(batch)
     columns = _columns(batch)
@@ -100,7 +101,7 @@ def screen(
         judge.refuse(Reason.NEGATIVE, values < 0)
         most = [_MOST_COUNTED if counts or m is None else m.most for m, counts in columns]
         judge.refuse(Reason.IMPLAUSIBLE, values > np.array(most)[None, :])
-    counted, resets = _count(judge, columns, standing)
+    counted, resets = _count(judge, columns, standing, caller)
     accepted = int(np.count_nonzero(judge.taken))
     return Screened(
         tuple(_rows(judge, columns, scope) for scope in _scopes(columns)),
@@ -181,7 +182,7 @@ def _check_rights(judge: _Judge, columns: Sequence[Column], rights: Rights) -> N
 
 
 def _count(
-    judge: _Judge, columns: Sequence[Column], standing: Standing
+    judge: _Judge, columns: Sequence[Column], standing: Standing, caller: str
 ) -> tuple[tuple[Counted, ...], int]:
     """Replace counts by rates; where the counters stand now, and how many began anew."""
     batch = judge.batch
@@ -192,7 +193,7 @@ def _count(
         if metric is None or not counts or not len(at):
             continue
         before = standing.get(metric.name, {})
-        stood = [before.get(subject, (NEVER, np.nan)) for subject in batch.subjects]
+        stood = [_stood(before.get(subject), caller) for subject in batch.subjects]
         found = rates(
             batch.codes[at],
             batch.times[at],
@@ -219,6 +220,10 @@ def _count(
             )
         )
     return tuple(counted), resets
+
+
+def _stood(entry: tuple[int, float, str] | None, caller: str) -> tuple[int, float]:
+    return entry[:2] if entry is not None and entry[2] == caller else (NEVER, np.nan)
 
 
 def _at(

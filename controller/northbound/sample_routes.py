@@ -87,6 +87,9 @@ def endpoint(brain: Brain) -> Endpoint:
         rates.take(who, int(np.count_nonzero(batch.given)))
         now = time.time()
         allowed = rights(batch, brain.replica.state, who, movers, now, settings.late_s)
+        if any(reason is not None for reasons in allowed.values() for reason in reasons):
+            await brain.replica.refresh()  # it may be defined, or there, since a moment ago
+            allowed = rights(batch, brain.replica.state, who, movers, now, settings.late_s)
         taking = asyncio.wrap_future(history.take(batch, who.name, allowed, now))
         receipt = await asyncio.shield(taking)
         refusals.tell(who, batch.sender, receipt)

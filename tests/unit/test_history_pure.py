@@ -48,10 +48,11 @@ LIMITS = Limits(30_000, 86_400_000)
 def judged(
     found: Batch,
     rights: Mapping[Scope, list[Reason | None]] | None = None,
-    standing: Mapping[str, Mapping[str, tuple[int, float]]] | None = None,
+    standing: Mapping[str, Mapping[str, tuple[int, float, str]]] | None = None,
+    caller: str = "op",
 ) -> Screened:
     chosen = rights if rights is not None else everything(found)
-    return screen(found, chosen, standing or {}, round(NOW * 1000), LIMITS)
+    return screen(found, chosen, standing or {}, caller, round(NOW * 1000), LIMITS)
 
 
 def reasons(found: Screened) -> dict[Reason, int]:
@@ -209,12 +210,21 @@ def test_rights_are_judged_by_what_a_metric_is_about() -> None:
 
 def test_counters_are_stored_as_rates() -> None:
     taken = batch(1, [NOW - 20, NOW - 10, NOW], {"net_rx_total": [50.0, 150.0, 100.0]})
-    before = {"net_rx": {"web": (round((NOW - 30) * 1000), 0.0)}}
+    before = {"net_rx": {"web": (round((NOW - 30) * 1000), 0.0, "op")}}
     found = judged(taken, standing=before)
     assert (found.accepted, found.resets, found.refused) == (3, 1, ())
     assert found.rows[0].metrics == ("net_rx",)
     assert found.rows[0].values[:, 0].tolist() == [5.0, 10.0]
     assert found.counted == (Counted("net_rx", {"web": (round(NOW * 1000), 100.0)}),)
+
+
+def test_what_two_hosts_count_of_a_vm_that_moves_makes_no_rate() -> None:
+    before = {"net_rx": {"web": (round((NOW - 10) * 1000), 1e6, "hv1")}}
+    taken = batch(1, [NOW - 5, NOW], {"net_rx_total": [1e9, 1e9 + 500]})
+    found = judged(taken, standing=before, caller="hv2")
+    assert (found.accepted, found.refused) == (2, ())
+    assert found.rows[0].values[:, 0].tolist() == [100.0]  # of its own two counts alone
+    assert judged(taken, standing=before, caller="hv1").rows[0].values[0, 0] == (1e9 - 1e6) / 5
 
 
 def test_a_counter_that_leaps_is_refused_and_counts_from_there() -> None:
@@ -226,7 +236,7 @@ def test_a_counter_that_leaps_is_refused_and_counts_from_there() -> None:
 
 def test_counts_that_come_late_are_refused() -> None:
     taken = batch(1, [NOW - 20], {"net_rx_total": [10.0]})
-    found = judged(taken, standing={"net_rx": {"web": (round(NOW * 1000), 50.0)}})
+    found = judged(taken, standing={"net_rx": {"web": (round(NOW * 1000), 50.0, "op")}})
     assert reasons(found) == {Reason.OUT_OF_ORDER: 1}
     assert found.counted == (Counted("net_rx", {}),)
 
