@@ -12,6 +12,8 @@ from controller.model.nouns import (
     AccessRule,
     Datapath,
     Host,
+    Known,
+    Label,
     Link,
     Marking,
     Migration,
@@ -19,6 +21,9 @@ from controller.model.nouns import (
     Port,
     RateLimit,
     Record,
+    Service,
+    ServiceProtocol,
+    Span,
     Subnet,
     Tenant,
     Vm,
@@ -444,3 +449,50 @@ class VmBandwidth(Reply):
     out_passed_kbit: float | None = None
     in_passed_kbit: float | None = None
     marking: Marking | None = None
+
+
+class FlowVerdict(BaseModel):
+    """What the first packets of one flow to a port of a VM tell; times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vm: Id
+    #: "tcp", "udp", "sctp" or the number of another IP protocol.
+    protocol: ServiceProtocol
+    port: Annotated[int, Field(ge=0, le=65_535)]
+    #: nDPI's name, "unknown" where it has none.
+    application: Label
+    how: Known
+    category: Label
+    category_how: Known
+    #: Of the category, where behaviour told it.
+    confidence: Annotated[float, Field(ge=0, le=1)] = 1.0
+    risks: tuple[Label, ...] = Field((), max_length=64)
+    #: How many were looked at.
+    packets: Annotated[int, Field(ge=1, le=1_000)]
+    handshake_s: Span | None = None
+    response_s: Span | None = None
+
+
+class FlowVerdicts(BaseModel):
+    """Verdicts on flows, in the order in which they came about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdicts: tuple[FlowVerdict, ...] = Field(max_length=1_000)
+
+
+class RefusedVerdict(Reply):
+    """A verdict that was not taken: its place among those sent, and why."""
+
+    index: int
+    reason: Literal["unknown_vm", "not_yours"]
+
+
+class VerdictsReply(Reply):
+    """How many verdicts were taken, and the services that are settled by them."""
+
+    accepted: int
+    refused: tuple[RefusedVerdict, ...] = ()
+    settled: tuple[Service, ...] = ()
+    revision: int

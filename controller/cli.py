@@ -25,6 +25,7 @@ from controller.commands import (
     forecast,
     history,
     records,
+    services,
     southbound,
     supervise,
     vm,
@@ -59,6 +60,7 @@ app.command("explain")(fabric.explain)
 app.command("loops")(alerts.loops)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
+app.command("services")(services.services)
 
 Plain = Annotated[
     bool,

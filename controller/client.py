@@ -39,6 +39,8 @@ from controller.api import (
     EventReply,
     Explained,
     Fault,
+    FlowVerdict,
+    FlowVerdicts,
     Health,
     HistoryReply,
     HistoryStatus,
@@ -56,10 +58,11 @@ from controller.api import (
     Tokens,
     TokenSecret,
     Topology,
+    VerdictsReply,
     VmBandwidth,
     VmStatus,
 )
-from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record
+from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record, Service
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
@@ -68,6 +71,7 @@ _PATHS: dict[type[Record], str] = {
     **{cls: path for path, cls in RESOURCES.items()},
     Placement: "placements",
     Migration: "migrations",
+    Service: "services",
 }
 _RETRY_STATUS = frozenset({429, 503})
 _FIRST_PAUSE_S = 0.1
@@ -183,7 +187,7 @@ class Client:
 
     def list(self, cls: type[R], **filters: str) -> Iterator[R]:
         """All records of a kind by key, read page by page; filters: tenant, subnet, host, mac,
-        vm."""
+        vm; of services: vm, application, category."""
         after = ""
         while True:
             query = {"limit": "500", "after": after, **filters}
@@ -397,6 +401,13 @@ class Client:
     def history_status(self) -> HistoryStatus:
         """How the history is."""
         return self._parse(HistoryStatus, self._call("GET", "/v1/history"))
+
+    def tell_flows(self, verdicts: Sequence[FlowVerdict]) -> VerdictsReply:
+        """Tell what the first packets of flows to services say; at most 1,000 at once. To tell
+        the same once more counts as further flows."""
+        told = FlowVerdicts(verdicts=tuple(verdicts))
+        answer = self._call("POST", "/v1/services", body=told, again=False)
+        return self._parse(VerdictsReply, answer)
 
     def metrics(self) -> Metrics:
         """All metrics with units and bounds."""

@@ -152,11 +152,14 @@ def host_create(
     key: Key,
     datapath: Annotated[str, typer.Option(help="Id of its edge switch, 16 hex digits.")],
     site: Annotated[str, typer.Option(help="Where it stands.")] = "default",
+    dpi_port: Annotated[
+        str | None, typer.Option(help="Port to which first packets of services are copied.")
+    ] = None,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Make a host."""
-    fields = {"id": key, "datapath": datapath, "site": site}
+    fields = {"id": key, "datapath": datapath, "site": site, "dpi_port": dpi_port}
     _save(lambda: Host.model_validate(fields), replace, as_json)
 
 

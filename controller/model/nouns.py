@@ -363,8 +363,11 @@ MAX_SERVICES = 128
 #: How an answer came about: nDPI recognised what was sent; a trained classifier recognised how it
 #: was sent; by the port alone.
 Known = Literal["confirmed", "behavioural", "guessed", "unknown"]
-RiskName = Annotated[str, Field(min_length=1, max_length=100)]
+Label = Annotated[str, Field(min_length=1, max_length=100)]
 Span = Annotated[float, Field(ge=0, le=86_400)]
+ServiceProtocol = Annotated[
+    str, Field(pattern=r"^(tcp|udp|sctp|[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$")
+]
 
 
 class Service(Record):
@@ -373,20 +376,20 @@ class Service(Record):
     kind: ClassVar[str] = "service"
     vm: Id
     #: "tcp", "udp", "sctp" or the number of another IP protocol.
-    protocol: Annotated[str, Field(pattern=r"^(tcp|udp|sctp|[0-9]{1,3})$")]
+    protocol: ServiceProtocol
     #: 0 where the protocol has none.
     port: Annotated[int, Field(ge=0, le=65_535)]
     #: nDPI's name: "TLS", or "TLS.Facebook" for what is in it; "unknown".
-    application: Annotated[str, Field(min_length=1, max_length=100)]
+    application: Label
     how: Known
     #: One of the policy's, and how that is known: behaviour may tell more than "TLS" does.
-    category: Annotated[str, Field(min_length=1, max_length=100)]
+    category: Label
     category_how: Known
     confidence: Annotated[float, Field(ge=0, le=1)]
     #: nDPI's words for what is risky about it.
-    risks: tuple[RiskName, ...] = Field((), max_length=64)
+    risks: tuple[Label, ...] = Field((), max_length=64)
     #: Other applications that flows to it were recognised as.
-    conflicts: tuple[RiskName, ...] = Field((), max_length=16)
+    conflicts: tuple[Label, ...] = Field((), max_length=16)
     #: When that was concluded (Unix seconds, UTC), from how many flows and packets.
     concluded_at: float
     flows: Annotated[int, Field(ge=0)]

@@ -27,8 +27,13 @@ BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = frozenset({"/v1/health", "/openapi.json", "/docs"})
 EVENTS_PATH = "/v1/events"
 SAMPLES_PATH = "/v1/samples"
+SERVICES_PATH = "/v1/services"
 #: What hypervisors tell all the time, and in which media types.
-_TOLD = {EVENTS_PATH: (CLOUDEVENT, CLOUDEVENTS, JSON), SAMPLES_PATH: (MSGPACK, JSON)}
+_TOLD = {
+    EVENTS_PATH: (CLOUDEVENT, CLOUDEVENTS, JSON),
+    SAMPLES_PATH: (MSGPACK, JSON),
+    SERVICES_PATH: (JSON,),
+}
 #: Answers a request of one method and path.
 Endpoint = Callable[[Request], Awaitable[Response]]
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -33,6 +33,7 @@ from controller.northbound import (
     reading_routes,
     record_routes,
     sample_routes,
+    service_routes,
     token_routes,
 )
 from controller.northbound.auth import make_operator_token
@@ -77,6 +78,7 @@ def application(brain: Brain) -> Gate:
     app.state.documented = [*reading_routes.MODELS, *sample_routes.MODELS]
     app.state.documented += alert_routes.MODELS
     app.state.documented += bandwidth_routes.MODELS
+    app.state.documented += service_routes.MODELS
     app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
@@ -87,6 +89,7 @@ def application(brain: Brain) -> Gate:
         token_routes,
         alert_routes,
         bandwidth_routes,
+        service_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
