@@ -24,6 +24,7 @@ from controller.commands import (
     fabric,
     forecast,
     history,
+    queues,
     records,
     services,
     southbound,
@@ -50,6 +51,7 @@ app.add_typer(records.host, name="host")
 app.add_typer(records.access, name="access")
 app.add_typer(fabric.topology, name="topology")
 app.add_typer(dpi.app, name="dpi")
+app.add_typer(queues.app, name="queues")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(admin.token, name="token")
 app.add_typer(admin.store, name="store")

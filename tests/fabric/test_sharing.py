@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from controller.act.queues import tc
 from controller.model.nouns import RateLimit, Service
+from mininet_labs import netns
 from mininet_labs.deployment import wait_until
 from tests.fabric.test_bandwidth import meters
 from tests.fabric.world import Tap, udp
@@ -129,3 +133,61 @@ def test_the_label_carries_the_class(world, guests):
     traced = world.lab.appctl("ofproto/trace", "leaf1", packet, "--ct-next", "trk,est")
     assert "push_mpls(label=" in traced
     assert ",tc=5," in traced.split("push_mpls(label=")[1].split(")")[0], traced
+
+
+def pleach(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "controller.cli", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def packets(port):
+    """Packets that each queue of a port has sent."""
+    return {queue.minor - 16: queue.packets for queue in tc.show(port)}
+
+
+def test_each_class_has_a_queue_on_fabric_and_vm_ports(world, guests):
+    a, c, dump = guests["a"], guests["c"], guests["dump"]
+    policy = ("--policy", SETTINGS["PLEACH_BANDWIDTH__POLICY"])
+    ports = [c.active, dump.active, *world.lab.cable_ports("leaf2")]
+    told = pleach("queues", "apply", "leaf2", "--mbps", "100", *policy)
+    assert sorted(told.removesuffix(" changed").split(", ")) == sorted(ports)
+    assert pleach("queues", "apply", "leaf2", "--mbps", "100", *policy) == "nothing changed"
+    try:
+        with Tap(a) as left, Tap(c) as right, Tap(dump) as third:
+            before = {port: packets(port) for port in ports}
+            left.send(*(tcp(a, c, 4000, 22, b"to the service") for _ in range(10)))
+            right.send(*(tcp(c, a, 22, 4000, b"and back") for _ in range(20)))
+            third.send(*(udp(dump, a, b"bulk %d" % n) for n in range(30)))
+            left.payloads(b"and back", b"bulk 29")
+            right.payload(b"to the service")
+
+            def sent(port):
+                return {q: n - before[port][q] for q, n in packets(port).items()}
+
+            uplink = world.lab.cable_ports("leaf2")[0]
+            wait_until(lambda: sent(c.active)[5] >= 10, "IP packets in the queue of their DSCP")
+            wait_until(lambda: sent(uplink)[5] >= 20, "labelled ones in that of the label")
+            wait_until(lambda: sent(uplink)[2] >= 30, "bulk beside it")
+        rates = {queue.minor - 16: (queue.rate * 8, queue.ceil * 8) for queue in tc.show(uplink)}
+        assert rates[5] == (50_000_000, 100_000_000)
+        assert rates[2] == (20_000_000, 100_000_000)
+        pleach("queues", "apply", "leaf2", "--mbps", "10", "--port", uplink, *policy)
+        assert {queue.rate * 8 for queue in tc.show(uplink)} == {5e6, 3e6, 2e6}
+    finally:
+        assert pleach("queues", "clear", "leaf2").endswith(" cleared")
+    assert not tc.show(uplink)
+    assert pleach("queues", "clear", "leaf2") == "nothing cleared"
+
+
+def test_queues_of_others_are_left_alone(world, guests):
+    port = guests["c"].active
+    netns.batch("tc", [f"qdisc add dev {port} root tbf rate 1mbit burst 10kb limit 10kb"])
+    try:
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            pleach("queues", "apply", "leaf2", "--mbps", "10", "--port", port)
+        assert "it has a tbf that is not ours" in refused.value.stderr
+        assert pleach("queues", "clear", "leaf2", "--port", port) == "nothing cleared"
+    finally:
+        netns.batch("tc", [f"qdisc del dev {port} root"])
