@@ -25,6 +25,7 @@ code_packages=(
     git                 # to see which files a run left in the tree
     postgresql          # the store on its other engine: tests start a server of their own
     victoria-metrics    # the history on its other engine: the same
+    prometheus          # what the agent reads of others: the same
     python3-libvirt     # what the agent asks hypervisors by; has libvirt's test driver, too
 )
 labs_packages=(
