@@ -8,6 +8,7 @@ from controller.loops.anomalies import Anomalies
 from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
 from controller.loops.deliveries import Alertmanager, Webhooks
+from controller.loops.paths.loop import Paths
 from controller.observe.anomalies import rules
 from controller.settings import Settings
 
@@ -23,4 +24,6 @@ def loops_of(settings: Settings) -> list[Loop]:
         loops.append(Alertmanager(told, told.alertmanager))
     if settings.bandwidth.enabled:
         loops.append(Sharing(settings.bandwidth, qos.load(settings.bandwidth.policy)))
+    if settings.paths.enabled:
+        loops.append(Paths(settings.paths))
     return loops

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from controller.decide.paths.network import FabricLink, Network
+from controller.decide.paths.links import FabricLink
 from controller.decide.paths.tunnels import reserved
 from controller.model.nouns import Link, Tunnel
 from controller.model.state import State
@@ -18,20 +18,21 @@ _LEAST = 1e-3
 
 @dataclass(frozen=True)
 class Fabric:
-    """The network, and which of its nodes are edges, by dpid."""
+    """Nodes and links, and which of the nodes are edges, by dpid."""
 
-    network: Network
+    nodes: tuple[str, ...]
+    links: tuple[FabricLink, ...]
     edges: tuple[str, ...]
 
     @property
     def joints(self) -> frozenset[tuple[str, str]]:
         """Which nodes are joined: what a failure changes."""
-        return frozenset((link.source, link.target) for link in self.network.links)
+        return frozenset((link.source, link.target) for link in self.links)
 
     @property
     def capacities(self) -> tuple[float, ...]:
         """What the links can carry: what a tunnel or an operator changes."""
-        return tuple(link.capacity_bps for link in self.network.links)
+        return tuple(link.capacity_bps for link in self.links)
 
 
 def fabric_of(state: State, default_bps: float, now: float) -> Fabric:
@@ -59,7 +60,7 @@ def fabric_of(state: State, default_bps: float, now: float) -> Fabric:
     )
     edges = {h.datapath for h in state.hosts.values() if h.datapath in state.datapaths}
     nodes = {end for link in links for end in (link.source, link.target)} | edges
-    return Fabric(Network(tuple(sorted(nodes)), links), tuple(sorted(edges)))
+    return Fabric(tuple(sorted(nodes)), links, tuple(sorted(edges)))
 
 
 def _working(state: State) -> Iterable[Link]:

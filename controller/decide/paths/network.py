@@ -11,6 +11,10 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 
+from controller.decide.paths.links import FabricLink
+
+__all__ = ["FabricLink", "Floats", "Ints", "Network", "PathsError"]
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -21,23 +25,6 @@ class PathsError(ValueError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True, slots=True)
-class FabricLink:
-    """One direction between two switches: `capacity_bps` in bit/s, `latency_s` in seconds one
-    way as measured, `cost` as shortest-path routing sees it (a hop, unless told otherwise)."""
-
-    source: str
-    target: str
-    capacity_bps: float
-    latency_s: float = 0.0
-    cost: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """The link as operators read it."""
-        return f"{self.source}->{self.target}"
 
 
 @dataclass(frozen=True)
