@@ -10,22 +10,26 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from controller.model.addresses import Id
 from controller.model.nouns import (
     AccessRule,
+    Bps,
     Datapath,
     Host,
     Known,
     Label,
     Link,
+    LinkSpeed,
     Marking,
     Migration,
     Placement,
     Port,
     RateLimit,
     Record,
+    RouteClass,
     Service,
     ServiceProtocol,
     Span,
     Subnet,
     Tenant,
+    Tunnel,
     Vm,
 )
 
@@ -45,6 +49,8 @@ RESOURCES: dict[str, type[Record]] = {
     "vms": Vm,
     "hosts": Host,
     "access-rules": AccessRule,
+    "link-speeds": LinkSpeed,
+    "tunnels": Tunnel,
 }
 
 
@@ -496,3 +502,115 @@ class VerdictsReply(Reply):
     refused: tuple[RefusedVerdict, ...] = ()
     settled: tuple[Service, ...] = ()
     revision: int
+
+
+class PathWay(Reply):
+    """One path: the datapaths in order, the tree that labels name, its share of the traffic as
+    equal buckets of a group, and its latency in seconds one way, where all links are measured."""
+
+    nodes: tuple[str, ...]
+    tree: int
+    buckets: int
+    share: float
+    latency_s: float | None = None
+
+
+class PathOpinion(Reply):
+    """What an earlier decision said of a route; bit/s, Unix seconds."""
+
+    decision: int
+    at: float
+    expected: float
+    high: float
+    reasons: tuple[str, ...]
+
+
+class PathRoute(Reply):
+    """How a class of traffic goes now, and why: `chosen` for the traffic, or spread evenly over
+    planned trees. `expected` bit/s are foreseen on average, `high` in one case of twenty."""
+
+    traffic_class: RouteClass
+    chosen: bool
+    ways: tuple[PathWay, ...]
+    expected: float | None = None
+    high: float | None = None
+    reasons: tuple[str, ...] = ()
+    earlier: tuple[PathOpinion, ...] = ()
+
+
+class PathLink(Reply):
+    """What is foreseen on a link, in bit/s: on average, and in one case of twenty."""
+
+    source: str
+    target: str
+    capacity: float
+    expected: float
+    high: float
+
+
+class PathDecision(Reply):
+    """One decision on all paths. `worst`, `even_worst` and `optimum` are the worst link's mean
+    utilisation: as decided, split evenly over shortest paths, and at the best possible."""
+
+    id: int
+    at: float
+    trigger: str
+    worst: float
+    even_worst: float
+    optimum: float | None
+    edges: int
+    scenarios: int
+    changed: int
+    took_s: float
+    notes: tuple[str, ...]
+    links: tuple[PathLink, ...]
+
+
+class PathDecisions(Reply):
+    """Decisions, newest first; `next` is to be given as `before` for earlier ones."""
+
+    items: tuple[PathDecision, ...]
+    next: int | None = None
+
+
+class PathsBetween(Reply):
+    """The routes from one edge to another, the links that they use, and the newest decision."""
+
+    revision: int
+    ingress: str
+    egress: str
+    routes: tuple[PathRoute, ...]
+    links: tuple[PathLink, ...]
+    decision: PathDecision | None = None
+
+
+class NewReservation(BaseModel):
+    """Bandwidth of a tunnel that is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Made up where not given.
+    id: Id | None = None
+    #: bit/s
+    rate: Bps
+    #: Out of the port that the tunnel names, or into it.
+    forward: bool = True
+    purpose: str = Field("", max_length=200)
+    #: Seconds until it ends by itself.
+    lifetime_s: Annotated[float, Field(gt=0, le=31_536_000)] = 3_600.0
+
+
+class TunnelShare(Reply):
+    """One direction of a tunnel, in bit/s."""
+
+    capacity: int
+    reserved: int
+    free: int
+
+
+class TunnelBandwidth(Reply):
+    """What of a tunnel is reserved out of its port and into it, and what could still be."""
+
+    tunnel: str
+    forward: TunnelShare
+    backward: TunnelShare

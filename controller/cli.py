@@ -24,6 +24,7 @@ from controller.commands import (
     fabric,
     forecast,
     history,
+    paths,
     queues,
     records,
     services,
@@ -50,6 +51,7 @@ app.add_typer(records.subnet, name="subnet")
 app.add_typer(records.host, name="host")
 app.add_typer(records.access, name="access")
 app.add_typer(fabric.topology, name="topology")
+app.add_typer(paths.tunnel, name="tunnel")
 app.add_typer(dpi.app, name="dpi")
 app.add_typer(queues.app, name="queues")
 app.add_typer(alerts.app, name="alerts")
@@ -63,6 +65,7 @@ app.command("loops")(alerts.loops)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
 app.command("services")(services.services)
+app.command("paths")(paths.paths)
 
 Plain = Annotated[
     bool,

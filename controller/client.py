@@ -48,8 +48,11 @@ from controller.api import (
     LoopInfo,
     LoopsInfo,
     Metrics,
+    NewReservation,
     NewToken,
     Page,
+    PathDecisions,
+    PathsBetween,
     ProblemBody,
     Ready,
     SampleBatch,
@@ -63,6 +66,11 @@ from controller.api import (
     VmStatus,
 )
 from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record, Service
+    TunnelBandwidth,
+    VmBandwidth,
+    VmStatus,
+)
+from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record, Reservation
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
@@ -72,6 +80,7 @@ _PATHS: dict[type[Record], str] = {
     Placement: "placements",
     Migration: "migrations",
     Service: "services",
+    Reservation: "reservations",
 }
 _RETRY_STATUS = frozenset({429, 503})
 _FIRST_PAUSE_S = 0.1
@@ -367,6 +376,34 @@ class Client:
     def unlimit(self, vm: str) -> None:
         """Take the limit off a VM."""
         self._call("DELETE", f"/v1/bandwidth/{vm}")
+
+    # Paths and tunnels
+
+    def paths(self, source: str, to: str, *, history: int = 0) -> PathsBetween:
+        """The paths between the edges of two datapaths, hosts or VMs, with what so many earlier
+        decisions said of them."""
+        query = {"from": source, "to": to, "history": str(history)}
+        return self._parse(PathsBetween, self._call("GET", "/v1/paths", query=query))
+
+    def path_decisions(self, limit: int = 20, before: int | None = None) -> PathDecisions:
+        """What was decided on paths, newest first."""
+        query = {"limit": str(limit)} | ({} if before is None else {"before": str(before)})
+        return self._parse(PathDecisions, self._call("GET", "/v1/paths/decisions", query=query))
+
+    def tunnel_bandwidth(self, tunnel: str) -> TunnelBandwidth:
+        """What of a tunnel is reserved, and what could still be."""
+        return self._parse(TunnelBandwidth, self._call("GET", f"/v1/tunnels/{tunnel}/bandwidth"))
+
+    def reserve(self, tunnel: str, asked: NewReservation) -> Reservation:
+        """Reserve a part of a tunnel. Problem (conflict) tells what is free instead."""
+        # Named here, so that the request may be repeated.
+        named = asked.model_copy(update={"id": asked.id or f"r-{uuid.uuid4()}"})
+        answer = self._call("POST", f"/v1/tunnels/{tunnel}/reservations", body=named)
+        return self._parse(Reservation, answer)
+
+    def release(self, reservation: str) -> None:
+        """Give back what was reserved."""
+        self._call("DELETE", f"/v1/reservations/{reservation}")
 
     # Time series
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from controller.api import Fault
-from controller.model.nouns import Host, Migration, Nic, Placement, Record, Subnet, Vm
+from controller.decide.paths.tunnels import reserved
+from controller.model.nouns import (
+    Host,
+    Migration,
+    Nic,
+    Placement,
+    Record,
+    Reservation,
+    Subnet,
+    Tunnel,
+    Vm,
+)
 from controller.northbound.problems import CONFLICT, INVALID, MISSING, Problem
 from controller.store import Transaction
 
@@ -17,6 +29,8 @@ def check(transaction: Transaction, record: Record) -> None:
         check_vm(transaction, record)
     elif isinstance(record, Subnet):
         _check_subnet(transaction, record)
+    elif isinstance(record, Tunnel):
+        _check_tunnel(transaction, record)
 
 
 def check_vm(transaction: Transaction, vm: Vm, *, with_ports: bool = True) -> None:
@@ -75,6 +89,31 @@ def check_ports(transaction: Transaction, vm: str, host_id: str, ports: tuple[st
                     f"of host {other.id}",
                     f"Remove vm {held[port]} first, or name the port that vm {vm} is plugged into.",
                 )
+
+
+def _check_tunnel(transaction: Transaction, tunnel: Tunnel) -> None:
+    """Another tunnel over the same port would sell its bandwidth twice, and what was granted is
+    not taken back."""
+    for other in transaction.all(Tunnel):
+        if other.link == tunnel.link and other.id != tunnel.id:
+            raise Problem(
+                CONFLICT,
+                f"tunnel {other.id} leaves by {tunnel.link} already",
+                f"Name another port, or delete tunnel {other.id} first.",
+                (Fault(pointer="/link", detail=f"is that of tunnel {other.id}"),),
+            )
+    now = time.time()
+    granted = transaction.where(Reservation, tunnel=tunnel.id)
+    for forward in (True, False):
+        taken = reserved(tunnel, granted, forward, now)
+        if taken > tunnel.capacity * tunnel.reservable:
+            raise Problem(
+                CONFLICT,
+                f"{taken} bit/s of tunnel {tunnel.id} are reserved, more than "
+                f"{tunnel.reservable:.0%} of {tunnel.capacity}",
+                "Release reservations first, or let them end.",
+                (Fault(pointer="/capacity", detail=f"{taken} bit/s are reserved"),),
+            )
 
 
 def _misplaced(nic: Nic, subnet: Subnet, at: str) -> Iterator[Fault]:

@@ -59,6 +59,8 @@ RECORD_EXAMPLES: dict[str, dict[str, Any]] = {
         "protocol": "tcp",
         "ports": [{"first": 80, "last": 80}, {"first": 443, "last": 443}],
     },
+    "link-speeds": {"id": "0000000000000101:3", "speed": 1_000_000_000},
+    "tunnels": {"id": "wan-1", "link": "0000000000000101:4", "capacity": 10_000_000_000},
 }
 
 TOKEN_EXAMPLE: dict[str, Any] = {"name": "agent-hv1", "role": "hypervisor", "host": "hv1"}

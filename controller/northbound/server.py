@@ -30,11 +30,13 @@ from controller.northbound import (
     bandwidth_routes,
     event_routes,
     explain_routes,
+    path_routes,
     reading_routes,
     record_routes,
     sample_routes,
     service_routes,
     token_routes,
+    tunnel_routes,
 )
 from controller.northbound.auth import make_operator_token
 from controller.northbound.brain import Brain
@@ -79,6 +81,8 @@ def application(brain: Brain) -> Gate:
     app.state.documented += alert_routes.MODELS
     app.state.documented += bandwidth_routes.MODELS
     app.state.documented += service_routes.MODELS
+    app.state.documented += path_routes.MODELS
+    app.state.documented += tunnel_routes.MODELS
     app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
@@ -90,6 +94,8 @@ def application(brain: Brain) -> Gate:
         alert_routes,
         bandwidth_routes,
         service_routes,
+        path_routes,
+        tunnel_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
