@@ -10,7 +10,9 @@ import numpy as np
 
 from controller.act.dataplane.pipeline import WEIGHTED
 from controller.decide.paths.classes import ClassPlan, Objective
+from controller.decide.paths.network import Ints
 from controller.decide.paths.plan import Plan
+from controller.decide.paths.robust import shortest
 from controller.model.nouns import Route, RouteClass, Way, route_key
 
 Nodes = tuple[str, ...]
@@ -72,24 +74,26 @@ def _asked(plan: Plan) -> dict[tuple[str, str, RouteClass], list[Asked]]:
     asked: dict[tuple[str, str, RouteClass], list[Asked]] = {}
     for made in plan.classes:
         kind = RouteClass(made.demand.traffic_class.name)
-        for path in np.flatnonzero(_worth(plan, made)).tolist():
+        buckets = _buckets(plan, made)
+        for path in np.flatnonzero(buckets).tolist():
             ingress, egress = base.pair_names(int(base.paths.pair[path]))
             nodes = tuple(base.paths.nodes(base.network, base.forest, path))
-            way = nodes, int(base.paths.tree[path]), int(made.buckets[path])
+            way = nodes, int(base.paths.tree[path]), int(buckets[path])
             asked.setdefault((ingress, egress, kind), []).append(way)
     return asked
 
 
-def _worth(plan: Plan, made: ClassPlan) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """(paths,): whether a path is to be laid for a class."""
-    chosen = made.chosen[plan.ground.paths.pair]
-    if (
-        made.demand.traffic_class.objective is Objective.LATENCY
-        and plan.ground.network.latency.any()
-    ):
-        chosen = np.ones_like(chosen)
-    worth: np.ndarray[tuple[int], np.dtype[np.bool_]] = chosen & (made.buckets > 0)
-    return worth
+def _buckets(plan: Plan, made: ClassPlan) -> Ints:
+    """(paths,): buckets to be laid for a class."""
+    paths = plan.ground.paths
+    chosen = made.chosen[paths.pair]
+    urgent = made.demand.traffic_class.objective is Objective.LATENCY
+    if urgent and plan.ground.network.latency.any():
+        quickest = shortest(paths, paths.latency + 1e-9 * paths.cost)
+        usual = (plan.options.buckets * quickest).astype(np.int64)
+    else:
+        usual = np.zeros_like(made.buckets)
+    return np.where(chosen, made.buckets, usual)
 
 
 def _numbers(asked: Iterable[list[Asked]], standing: Iterable[Route]) -> dict[int, int]:
