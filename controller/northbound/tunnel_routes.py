@@ -86,19 +86,20 @@ def _add_granting(routes: APIRouter, brain: Brain) -> None:
         asked = validated(NewReservation, parsed(await read_body(request)))
         actor = principal(request).name
         now = time.time()
-        wanted = Reservation(
-            id=asked.id or f"r-{uuid.uuid4()}",
-            tunnel=key,
-            rate=asked.rate,
-            forward=asked.forward,
-            purpose=asked.purpose,
-            expires_at=now + asked.lifetime_s,
-        )
+        name = asked.id or f"r-{uuid.uuid4()}"
 
         def work(transaction: Transaction) -> tuple[Reservation, int]:
             tunnel = transaction.get(Tunnel, key)
             if tunnel is None:
                 raise no_such("tunnel", key)
+            wanted = Reservation(
+                id=name,
+                tunnel=tunnel.id,
+                rate=asked.rate,
+                forward=asked.forward,
+                purpose=asked.purpose,
+                expires_at=now + asked.lifetime_s,
+            )
             held = transaction.get(Reservation, wanted.id)
             if held is not None and held.tunnel != key:
                 raise Problem(
