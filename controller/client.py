@@ -61,16 +61,20 @@ from controller.api import (
     Tokens,
     TokenSecret,
     Topology,
+    TunnelBandwidth,
     VerdictsReply,
     VmBandwidth,
     VmStatus,
 )
-from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record, Service
-    TunnelBandwidth,
-    VmBandwidth,
-    VmStatus,
+from controller.model.nouns import (
+    Migration,
+    Nic,
+    Placement,
+    RateLimit,
+    Record,
+    Reservation,
+    Service,
 )
-from controller.model.nouns import Migration, Nic, Placement, RateLimit, Record, Reservation
 
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=BaseModel)
