@@ -614,3 +614,67 @@ class TunnelBandwidth(Reply):
     tunnel: str
     forward: TunnelShare
     backward: TunnelShare
+
+
+class RhythmInfo(Reply):
+    """A period in seconds, and the share of the variance that lies at it (0 to 1)."""
+
+    length_s: float
+    strength: float
+
+
+class MetricBehaviour(Reply):
+    """How a metric behaves, over `days` of samples with the mean `mean` (in its unit).
+
+    `wavelet` has the shares of energy of changes within 10, 20, ... minutes and of slow ones;
+    `trend` is the change along all of it in deviations; `burstiness` -1 for regular, near 1 for
+    rare bursts; `autocorrelation` the likeness to 5 minutes and an hour before; `variation` the
+    deviation over the mean."""
+
+    days: float
+    mean: float
+    rhythms: tuple[RhythmInfo, ...]
+    wavelet: tuple[float, ...]
+    trend: float
+    burstiness: float
+    autocorrelation: tuple[float, ...]
+    variation: float
+
+
+class NearInfo(Reply):
+    """A VM that behaved alike in the week from `week_from` on (Unix seconds); the distance is in
+    units of the spread of all VMs."""
+
+    vm: str
+    week_from: float
+    distance: float
+
+
+class BehaviourInfo(Reply):
+    """How a VM behaves, as of `at` (Unix seconds; null while too little is known), who behaves
+    or behaved like that, and its role."""
+
+    vm: str
+    at: float | None
+    role: str | None
+    metrics: dict[str, MetricBehaviour]
+    near: tuple[NearInfo, ...]
+
+
+class RoleInfo(Reply):
+    """VMs that behave and communicate alike. `since` and `at` (Unix seconds) tell when the role
+    was first and last found, `stayed` which share of its members of before it kept, `groups`
+    to which groups most of its members belong."""
+
+    id: str
+    members: tuple[str, ...]
+    since: float
+    at: float
+    stayed: float
+    groups: tuple[str, ...]
+
+
+class Roles(Reply):
+    """All roles, the largest first."""
+
+    items: tuple[RoleInfo, ...]

@@ -20,6 +20,7 @@ from controller.commands import (
     agent,
     alerts,
     bandwidth,
+    behaviour,
     dpi,
     fabric,
     forecast,
@@ -62,6 +63,8 @@ app.command("agent")(agent.agent)
 app.command("bandwidth")(bandwidth.bandwidth)
 app.command("explain")(fabric.explain)
 app.command("loops")(alerts.loops)
+app.command("behaviour")(behaviour.behaviour)
+app.command("roles")(behaviour.roles)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
 app.command("services")(services.services)

@@ -35,6 +35,7 @@ from controller.api import (
     Alerts,
     AlertStatus,
     BatchReply,
+    BehaviourInfo,
     Changes,
     EventReply,
     Explained,
@@ -55,6 +56,8 @@ from controller.api import (
     PathsBetween,
     ProblemBody,
     Ready,
+    RoleInfo,
+    Roles,
     SampleBatch,
     SampleReply,
     TokenInfo,
@@ -494,6 +497,14 @@ class Client:
         """Say that it is over."""
         path = f"/v1/alerts/{number}/close"
         return self._parse(AlertInfo, self._call("POST", path, body=AlertNote(note=note)))
+
+    def behaviour(self, vm: str) -> BehaviourInfo:
+        """How a VM behaves, and who behaves like it."""
+        return self._parse(BehaviourInfo, self._call("GET", f"/v1/vms/{vm}/behaviour"))
+
+    def roles(self) -> tuple[RoleInfo, ...]:
+        """Groups of VMs that behave alike."""
+        return self._parse(Roles, self._call("GET", "/v1/roles")).items
 
     def loops(self) -> tuple[LoopInfo, ...]:
         """How each loop of the brain fares."""

@@ -7,6 +7,7 @@ from controller.loops.alerts import Keeping
 from controller.loops.anomalies import Anomalies
 from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
+from controller.loops.behaviour import Behaviours
 from controller.loops.deliveries import Alertmanager, Webhooks
 from controller.loops.paths.loop import Paths
 from controller.observe.anomalies import rules
@@ -17,7 +18,11 @@ def loops_of(settings: Settings) -> list[Loop]:
     """The loops that `settings` ask for. Raises SettingsError where rules cannot be used."""
     told = settings.alerts
     ruled = rules.load(told.rules)
-    loops: list[Loop] = [Keeping(told, ruled), Anomalies(settings, ruled)]
+    loops: list[Loop] = [
+        Keeping(told, ruled),
+        Anomalies(settings, ruled),
+        Behaviours(settings, ruled),
+    ]
     if told.webhooks:
         loops.append(Webhooks(told))
     if told.alertmanager is not None:

@@ -28,6 +28,7 @@ from controller.history.errors import HistoryError
 from controller.northbound import (
     alert_routes,
     bandwidth_routes,
+    behaviour_routes,
     event_routes,
     explain_routes,
     path_routes,
@@ -78,7 +79,7 @@ def application(brain: Brain) -> Gate:
         redirect_slashes=False,
     )
     app.state.documented = [*reading_routes.MODELS, *sample_routes.MODELS]
-    app.state.documented += alert_routes.MODELS
+    app.state.documented += [*alert_routes.MODELS, *behaviour_routes.MODELS]
     app.state.documented += bandwidth_routes.MODELS
     app.state.documented += service_routes.MODELS
     app.state.documented += path_routes.MODELS
@@ -92,6 +93,7 @@ def application(brain: Brain) -> Gate:
         sample_routes,
         token_routes,
         alert_routes,
+        behaviour_routes,
         bandwidth_routes,
         service_routes,
         path_routes,

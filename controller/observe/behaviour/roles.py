@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import AgglomerativeClustering
 
 from controller.observe.behaviour.neighbours import scaled, spread
 
@@ -47,9 +47,10 @@ def groups(vms: Sequence[str], vectors: Array, talks: Array) -> tuple[frozenset[
         raise ValueError(f"{len(vms)} VMs, {len(vectors)} vectors, {len(talks)} rows of talks")
     if len(vms) < 2:
         return tuple(frozenset((vm,)) for vm in vms)
-    labels = AgglomerativeClustering(
-        n_clusters=None, distance_threshold=ALIKE, metric="precomputed", linkage="average"
-    ).fit_predict(distances(vectors, talks))
+    unit, shares = _aspects(vectors, talks)
+    # Row by row, because of thousands of VMs the whole square would take gigabytes.
+    apart = np.concatenate([_from(unit, shares, n)[n + 1 :] for n in range(len(vms))])
+    labels = fcluster(linkage(apart, "average"), ALIKE, "distance")
     found = [
         frozenset(vm for vm, label in zip(vms, labels, strict=True) if label == one)
         for one in np.unique(labels)
@@ -59,19 +60,27 @@ def groups(vms: Sequence[str], vectors: Array, talks: Array) -> tuple[frozenset[
 
 def distances(vectors: Array, talks: Array) -> Array:
     """How unlike VMs are, 0 to 1: the mean of both aspects; (VMs, VMs)."""
+    unit, shares = _aspects(vectors, talks)
+    return np.array([_from(unit, shares, n) for n in range(len(unit))])
+
+
+def _aspects(vectors: Array, talks: Array) -> tuple[Array, Array]:
+    """Scaled features, and the roots of the shares of communication."""
     unit = scaled(vectors, *spread(vectors))
-    square = np.sum(unit**2, axis=1)
-    apart = square[:, None] + square[None, :] - 2 * unit @ unit.T
-    far = np.sqrt(np.maximum(apart, 0.0) / max(1, unit.shape[1]))
-    behave = far / (far + _HALF)
     sizes = np.where(np.isfinite(talks), np.maximum(talks, 0.0), 0.0)
     total = sizes.sum(axis=1, keepdims=True)
     # One that is silent is like the silent, and unlike all others.
     shares = np.hstack((sizes / np.where(total > 0, total, 1.0), (total <= 0).astype(float)))
-    same = np.sqrt(shares) @ np.sqrt(shares).T
-    result = (behave + np.sqrt(np.clip(1.0 - same, 0.0, 1.0))) / 2
-    np.fill_diagonal(result, 0.0)
-    return np.asarray((result + result.T) / 2)
+    return unit, np.sqrt(shares)
+
+
+def _from(unit: Array, shares: Array, one: int) -> Array:
+    """How far all are from VM number `one`."""
+    far = np.sqrt(np.mean((unit - unit[one]) ** 2, axis=1)) if unit.shape[1] else 0.0
+    same = shares @ shares[one]
+    result = (far / (far + _HALF) + np.sqrt(np.clip(1.0 - same, 0.0, 1.0))) / 2
+    result[one] = 0.0
+    return np.asarray(result)
 
 
 def follow(
