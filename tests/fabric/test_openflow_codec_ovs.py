@@ -29,6 +29,8 @@ from controller.act.dataplane.openflow.records import (
     Flow,
     Group,
     GroupType,
+    Learn,
+    Learnt,
     Meter,
     Move,
     Output,
@@ -211,6 +213,31 @@ FLOWS = tuple(
                 4,
             ),
             (3, 3, match(IS_IP, (f.CT_ZONE, 9)), (CtClear(), Ct(0, 4, commit=True)), None),
+            (3, 5, match(IS_IP, (f.IP_PROTO, TCP), (f.REG[8], 1)), (
+                Learn(20, 38, 0x77, (
+                    Learnt(f.ETH_TYPE, 16, IP),
+                    Learnt(f.ETH_SRC, 48, source=f.ETH_SRC),
+                    Learnt(f.IP_PROTO, 8, TCP),
+                    Learnt(f.IPV4_DST, 24, source=f.IPV4_DST, offset=8, source_offset=8),
+                    Learnt(f.TCP_DST, 16, source=f.TCP_DST),
+                    Learnt(f.CT_STATE, 1, 0, offset=3),
+                    Learnt(f.TCP_FLAGS, 1, 1, offset=1),
+                ), idle_s=300, limit=1000),
+                Learn(21, 3, 1, (
+                    Learnt(f.ETH_TYPE, 16, IP),
+                    Learnt(f.IP_PROTO, 8, source=f.IP_PROTO),
+                    Learnt(f.IPV4_SRC, 32, source=f.IPV4_DST),
+                ), hard_s=9, limit=1),
+            ), 4),
+            (3, 6, match(IS_V6, (f.IP_PROTO, SCTP)), (
+                Learn(20, 38, 0x77, (
+                    Learnt(f.ETH_TYPE, 16, IPV6),
+                    Learnt(f.IP_PROTO, 8, SCTP),
+                    Learnt(f.IPV6_SRC, 48, source=f.IPV6_DST, offset=80, source_offset=80),
+                    Learnt(f.SCTP_SRC, 16, source=f.SCTP_DST),
+                    Learnt(f.REG[8], 1, 1),
+                ), limit=7),
+            ), 4),
             (4, 10, match(IS_IP, (f.CT_STATE, TRK | EST, TRK | EST | NEW)), (), 5),
             (4, 11, match(IS_IP, (f.CT_STATE, TRK | INV, TRK | INV)), (), None),
             (
@@ -452,7 +479,7 @@ def test_what_others_put_in_is_alien_and_can_be_removed_alone(session: Session) 
         "table=3,priority=10,tun_id=7,actions=drop",
         "table=3,priority=10,pkt_mark=0x5/0xf,reg1=5,actions=drop",
         "table=3,priority=10,in_port=5,actions=load:5->NXM_NX_XXREG0[]",
-        "table=3,priority=10,ip,in_port=6,actions=ct(commit,exec(load:1->NXM_NX_CT_MARK[]))",
+        "table=3,priority=10,ip,in_port=6,actions=ct(commit,exec(load:1->NXM_NX_CT_MARK[0..7]))",
         "table=3,priority=10,in_port=7,actions=push_vlan:0x8100,output:reg1[3..9]",
         "table=3,priority=10,in_port=8,actions=resubmit(3,4),normal,note:01.02.03",
     )

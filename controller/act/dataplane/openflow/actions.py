@@ -13,6 +13,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from controller.act.dataplane.openflow.fields import ALL, Field
+from controller.act.dataplane.openflow.learning import LEARN2, get_learn, put_learn
 from controller.act.dataplane.openflow.oxm import (
     FIELD_OF,
     HEADER_OF,
@@ -28,6 +29,7 @@ from controller.act.dataplane.openflow.records import (
     Ct,
     CtClear,
     DecTtl,
+    Learn,
     Move,
     Output,
     OutputField,
@@ -189,6 +191,7 @@ _PUT: dict[type, Callable[[Any], bytes]] = {
     Ct: _put_ct,
     CtClear: _put_ct_clear,
     Resubmit: _put_resubmit,
+    Learn: put_learn,
     Clone: _put_clone,
     Conjunction: _put_conjunction,
 }
@@ -335,6 +338,10 @@ def _get_clone(data: bytes, at: int, length: int, place: str, depth: int) -> Act
     return Clone(get_actions(data, at + 16, at + length, f"{place}, clone", depth + 1))
 
 
+def _get_learn(data: bytes, at: int, length: int, place: str, depth: int) -> Act:
+    return get_learn(data, at, length, place)
+
+
 def _get_conjunction(data: bytes, at: int, length: int, place: str, depth: int) -> Act:
     _sized(length, 16, "conjunction", place)
     _, _, _, _, clause, clauses, number = _CONJUNCTION.unpack_from(data, at)
@@ -368,6 +375,7 @@ _GET_NICIRA: dict[int, _Getter] = {
     CONJUNCTION: _get_conjunction,
     CT: _get_ct,
     CLONE: _get_clone,
+    LEARN2: _get_learn,
     CT_CLEAR: _get_ct_clear,
 }
 

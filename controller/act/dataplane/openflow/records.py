@@ -152,6 +152,35 @@ class Resubmit:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """One test of a learned entry: `bits` of `field` from `offset` on are to be `value`, or what
+    the packet at hand has in as many bits of `source`."""
+
+    field: Field
+    bits: int
+    value: int = 0
+    source: Field | None = None
+    offset: int = 0
+    source_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """Make an entry without actions in `table`, of what the packet at hand is like (NXAST_LEARN2).
+    It goes after `idle_s` seconds without packets or `hard_s` in all, where these are not 0; at
+    `limit` entries of the same cookie in the table no more are made. The packet at hand does not
+    meet it yet."""
+
+    table: int
+    priority: int
+    cookie: int
+    specs: tuple[Learnt, ...]
+    idle_s: int = 0
+    hard_s: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Clone:
     """Do `actions` to a copy (NXAST_CLONE)."""
 
@@ -180,6 +209,7 @@ Act = (
     | Ct
     | CtClear
     | Resubmit
+    | Learn
     | Clone
     | Conjunction
 )
