@@ -17,6 +17,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
+from controller.act.dataplane.pipeline import Owner, owner_of
 from controller.client import Client
 from controller.model.nouns import (
     AccessRule,
@@ -38,6 +39,12 @@ _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
 _fences = itertools.count(1)
 _COUNTERS = re.compile(r"(duration|n_packets|n_bytes|idle_age|hard_age)=[^,]*, ")
+
+_FOLLOWING = (Owner.SIGNATURE, Owner.LEARNED)
+
+
+def _owner(line: str) -> Owner | None:
+    return owner_of(int(line.partition("cookie=")[2].partition(",")[0], 16))
 
 
 class Tap:
@@ -241,9 +248,11 @@ class World:
     # --- Looking at switches
 
     def flows(self, switch: str, *match: str) -> list[str]:
-        """Flow entries of a switch in words, without counters, sorted."""
+        """Flow entries of a switch in words, without counters, sorted; without those that count
+        who talks to whom, which follow the traffic."""
         lines = self.lab.ofctl("dump-flows", switch, *match).splitlines()
-        return sorted(_COUNTERS.sub("", line).strip() for line in lines if "cookie=" in line)
+        told = [_COUNTERS.sub("", line).strip() for line in lines if "cookie=" in line]
+        return sorted(line for line in told if _owner(line) not in _FOLLOWING)
 
     def counters(self, switch: str) -> dict[str, int]:
         """Packets that each flow entry of a switch has counted."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from ipaddress import ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.act.dataplane.compiler import Compiler, compile_all, compile_unit
+from controller.act.dataplane.compiler import Compiler, Key, compile_all, compile_unit
 from controller.act.dataplane.impact import datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow
 from controller.act.dataplane.pipeline import TABLES, WEIGHTED, TableId
@@ -41,6 +42,7 @@ from controller.model.nouns import (
     Vm,
     Way,
 )
+from controller.model.signatures import Signature
 from controller.model.state import Change, State
 
 DPIDS = [format_dpid(n) for n in (1, 2, 3)]
@@ -259,10 +261,41 @@ def base_state() -> State:
     return State.of(records)
 
 
+SIGNATURES = [
+    Signature(vm, f"02:00:00:00:{nic:02x}:{index:02x}", ip_network(peer), protocol, port)
+    for index, vm in enumerate(VMS)
+    for nic in (0, 1)
+    for peer, protocol, port in (
+        ("10.0.0.11/32", 6, 80),
+        ("198.51.100.0/24", 17, 53),
+        ("2001:db8::/48", 58, 0),
+    )
+]
+
+
+def observe(compiler: Compiler, seen: list[Signature], crowded: list[str]) -> dict[str, set[Key]]:
+    """Have these signatures counted, and no others."""
+    observed = compiler.view.observed
+    touched = {*observed.signatures, *observed.crowded, *crowded, *(s.vm for s in seen)}
+    observed.signatures.clear()
+    for signature in seen:
+        observed.signatures.setdefault(signature.vm, set()).add(signature)
+    observed.crowded = set(crowded)
+    return compiler.observe(touched)
+
+
 @settings(max_examples=60, deadline=None)
-@given(changes(), st.integers(1, 5))
+@given(
+    changes(),
+    st.integers(1, 5),
+    st.lists(st.lists(st.sampled_from(SIGNATURES), max_size=4), min_size=1, max_size=4),
+    st.lists(st.sampled_from(list(VMS)), max_size=2),
+)
 def test_change_by_change_equals_from_nothing(
-    steps: list[tuple[str, str, Record | None]], batch: int
+    steps: list[tuple[str, str, Record | None]],
+    batch: int,
+    seen: list[list[Signature]],
+    crowded: list[str],
 ) -> None:
     compiler = Compiler(base_state())
     for start in range(0, len(steps), batch):
@@ -270,7 +303,9 @@ def test_change_by_change_equals_from_nothing(
         changed = compiler.apply(
             Change(start + i + 1, *step) for i, step in enumerate(steps[start : start + batch])
         ).changed
-        fresh = FabricView.of(copy.deepcopy(compiler.view.state))
+        for datapath, keys in observe(compiler, seen[start % len(seen)], crowded).items():
+            changed.setdefault(datapath, set()).update(keys)
+        fresh = FabricView.of(copy.deepcopy(compiler.view.state), compiler.view.observed)
         for datapath in datapaths(fresh):
             expected = compile_all(fresh, datapath).entries
             got = compiler.desired[datapath].entries
@@ -283,8 +318,14 @@ def test_change_by_change_equals_from_nothing(
             assert differing <= changed.get(datapath, set())
 
 
+def observed_view() -> FabricView:
+    compiler = Compiler(base_state())
+    observe(compiler, SIGNATURES, ["r1"])
+    return compiler.view
+
+
 def test_no_two_units_write_to_one_place() -> None:
-    view = FabricView.of(base_state())
+    view = observed_view()
     for datapath in DPIDS:
         seen: dict[object, object] = {}
         for unit in units_at(view, datapath):
@@ -294,7 +335,7 @@ def test_no_two_units_write_to_one_place() -> None:
 
 
 def test_rules_keep_to_the_declared_tables() -> None:
-    view = FabricView.of(base_state())
+    view = observed_view()
     for datapath in DPIDS:
         for entry in compile_all(view, datapath).entries.values():
             if isinstance(entry, Flow):

@@ -18,11 +18,13 @@ from controller.act.dataplane.pipeline import zone
 from controller.act.dataplane.rules.access import access
 from controller.act.dataplane.rules.bandwidth import bandwidth, marking
 from controller.act.dataplane.rules.base import Entries, Rules
+from controller.act.dataplane.rules.signatures import observe, signatures
 from controller.act.dataplane.rules.subnet import subnet, tenant
 from controller.act.dataplane.rules.switch import paths, switch
 from controller.act.dataplane.rules.tap import services, tap
 from controller.act.dataplane.rules.vm import seen_from, vm
 from controller.act.dataplane.view import FabricView
+from controller.model.signatures import Observed
 from controller.model.state import Change, State
 
 Entry = Flow | Group | Meter
@@ -69,6 +71,8 @@ _ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
     "bandwidth": bandwidth,
     "marking": marking,
     "services": services,
+    "observe": observe,
+    "signatures": signatures,
 }
 
 
@@ -141,8 +145,10 @@ class Applied(NamedTuple):
 class Compiler:
     """Keeps what every datapath is to have current."""
 
-    def __init__(self, state: State, *, tapping: bool = True) -> None:
-        self.view = FabricView.of(state, tapping=tapping)
+    def __init__(
+        self, state: State, observed: Observed | None = None, *, tapping: bool = True
+    ) -> None:
+        self.view = FabricView.of(state, observed, tapping=tapping)
         self.desired = {d: compile_all(self.view, d) for d in datapaths(self.view)}
 
     def apply(self, changes: Iterable[Change]) -> Applied:
@@ -183,8 +189,20 @@ class Compiler:
 
     def reload(self, state: State) -> Applied:
         """Go on from `state`, when the changes that led to it are no longer to be had."""
-        self.view = FabricView.of(state, tapping=self.view.tapping)
+        self.view = FabricView.of(state, self.view.observed, tapping=self.view.tapping)
         return Applied(self._rebuild(), {}, True)
+
+    def observe(self, vms: Iterable[str]) -> dict[str, set[Key]]:
+        """What is observed of `vms` differs in `view.observed`: the keys of entries that differ
+        now, by datapath."""
+        changed: dict[str, set[Key]] = {}
+        for key in vms:
+            for datapath in {place.datapath for place in self.view.places.get(key, ())}:
+                desired = self.desired.setdefault(datapath, Desired())
+                unit = Unit("signatures", key)
+                keys = desired.refresh(unit, compile_unit(self.view, unit, datapath))
+                changed.setdefault(datapath, set()).update(keys)
+        return changed
 
     def _rebuild(self) -> dict[str, set[Key]]:
         """Compute everything afresh: for changes in which datapaths there are."""

@@ -41,6 +41,11 @@ _REASONS = {
     Owner.EXPIRED: "the TTL ends at the gateway",
     Owner.UNREACHABLE: "no VM has the destination",
     Owner.TAP: "what answers at a port is told from its first packets",
+    Owner.OBSERVE: "it is counted who talks to whom",
+    Owner.SIGNATURE: "whom the VM talks to is known, and counted",
+    Owner.LEARNED: "the switch counts what it met, until the controller takes it over",
+    Owner.FIRST: "the first packet of whom nobody knew to talk is counted and goes up once",
+    Owner.DENIAL: "what access denies is counted and goes up once",
     Owner.ACTIVATION: "the first packet here tells that the VM has arrived",
 }
 
@@ -188,9 +193,22 @@ def _plain(action: r.Act) -> str:
             return f"pop_mpls:{ethertype:#06x}"
         case r.Resubmit(table):
             return f"resubmit(,{table})"
+        case r.Learn(table, priority, _, specs):
+            tests = ",".join(map(_learnt, specs))
+            return f"learn(table={table},priority={priority},{tests})"
         case r.OutputField(field):
             return f"output:{field.name}"
         case r.DecTtl():
             return "dec_ttl"
         case _:
             return "ct_clear"
+
+
+def _learnt(spec: r.Learnt) -> str:
+    def part(field: f.Field, offset: int) -> str:
+        return f"{field.name}[{offset}..{offset + spec.bits - 1}]"
+
+    where = part(spec.field, spec.offset)
+    if spec.source is None:
+        return f"{where}={spec.value:#x}"
+    return f"{where}={part(spec.source, spec.source_offset)}"

@@ -52,6 +52,7 @@ def units_at(view: FabricView, datapath: str) -> Iterator[Unit]:
     yield Unit("tap")
     if not view.is_edge(datapath):
         return
+    yield Unit("observe")
     for key in view.state.tenants:
         if view.tenant_at(key, datapath):
             yield from tenant_units(view, key)
@@ -63,6 +64,7 @@ def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
     """Every unit of a tenant."""
     yield Unit("tenant", key)
     yield Unit("access", key)
+    yield Unit("observe", key)
     for name in view.tenant_subnets.get(key, ()):
         yield Unit("subnet", name)
     for name in view.tenant_vms.get(key, ()):
@@ -72,6 +74,13 @@ def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
                 yield Unit("marking", name)
             if view.vm_services.get(name):
                 yield Unit("services", name)
+            if observed(view, name):
+                yield Unit("signatures", name)
+
+
+def observed(view: FabricView, vm: str) -> bool:
+    """Whether there are rules about whom a VM talks to."""
+    return view.observed.concerns(vm) or any(p.grace for p in view.places.get(vm, ()))
 
 
 def datapaths(view: FabricView) -> set[str]:
@@ -316,6 +325,8 @@ class _Watch:
         spots.update((p.datapath, Unit("bandwidth", self.key)) for p in places)
         if view.vm_services.get(self.key):
             spots.update((p.datapath, Unit("services", self.key)) for p in places)
+        if observed(view, self.key):
+            spots.update((p.datapath, Unit("signatures", self.key)) for p in places)
         machine = view.state.vms.get(self.key)
         if machine is None:
             return {}

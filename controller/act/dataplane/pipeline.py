@@ -19,7 +19,7 @@ leads forward (OpenFlow 1.5.1, 5.5). A table that no room fills yet is not provi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from hashlib import blake2b
 
 from controller.act.dataplane.openflow import fields as f
@@ -49,6 +49,11 @@ class TableId(IntEnum):
     TAP_IN = 17
     BANDWIDTH_IN = 18
     OUTPUT = 19
+    # Counters, which packets pass by `resubmit` and go on from where they were.
+    COUNT_OUT = 32
+    COUNT_IN = 33
+    DENIED_OUT = 34
+    DENIED_IN = 35
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,21 @@ ZONE = f.REG[3]  # conntrack zone of the local VM that is being dealt with
 LABEL = f.REG[4]  # the outermost label, which can be matched in part only here
 CLASS = f.REG[5]  # class of service, which chooses paths: see `Class`
 TRAFFIC = f.REG[6]  # traffic class for labels (RFC 5462), which chooses queues on the way
+SEEN = f.REG[8]  # what is known of who talks to whom: see `Seen`
+PORT_SEEN = f.REG[9]  # a source port that was looked at; nothing is done with it
+
+
+#: Bit of the mark of a connection whose first packet has passed an edge from a VM.
+BEGUN_MARK = 1
+
+
+class Seen(IntFlag):
+    """What `SEEN` says of a packet from a VM."""
+
+    #: It begins a connection that conntrack did not know.
+    BEGUN = 1
+    #: It goes to an address of the tenant's subnets.
+    INSIDE = 2
 
 
 class Class(IntEnum):
@@ -154,7 +174,7 @@ TABLES: dict[TableId, Table] = {
         _table(
             _T.COMMIT_OUT,
             "is the connection new and allowed?",
-            frozenset({f.ETH_TYPE, f.CT_STATE}),
+            frozenset({f.ETH_TYPE, f.CT_STATE, f.CT_MARK}),
             *_AFTER_ACCESS_OUT,
             grows="2",
         ),
@@ -163,8 +183,7 @@ TABLES: dict[TableId, Table] = {
             "whom does the source VM talk to, and is that known?",
             _OBSERVED,
             *_AFTER_ACCESS_OUT[1:],
-            grows="signatures of local VMs",
-            provisioned=False,
+            grows="subnets of the tenants present",
         ),
         _table(
             _T.TAP_OUT,
@@ -234,8 +253,7 @@ TABLES: dict[TableId, Table] = {
             "who talks to the destination VM, and is that known?",
             _OBSERVED,
             *_AFTER_ACCESS_IN[1:],
-            grows="signatures of local VMs",
-            provisioned=False,
+            grows="2",
         ),
         _table(
             _T.TAP_IN,
@@ -256,6 +274,15 @@ TABLES: dict[TableId, Table] = {
             "out of which port?",
             frozenset({f.ETH_DST}),
             grows="local NICs",
+        ),
+        *(
+            _table(table, answers, _OBSERVED | {SEEN}, grows=grows)
+            for table, answers, grows in (
+                (_T.COUNT_OUT, "what do local VMs begin and send?", "signatures of local VMs"),
+                (_T.COUNT_IN, "what are local VMs answered?", "signatures of local VMs"),
+                (_T.DENIED_OUT, "what may local VMs not send?", "denials of the last minute"),
+                (_T.DENIED_IN, "what may local VMs not receive?", "denials of the last minute"),
+            )
         ),
     )
 }
@@ -349,6 +376,10 @@ class Owner(IntEnum):
     ACCESS = 6
     BANDWIDTH = 7
     MARKING = 8
+    OBSERVE = 12
+    SIGNATURE = 13
+    #: Made by the switch itself, as a rule of OBSERVE told it.
+    LEARNED = 14
     #: Owners of what is sent up to the controller, so that a packet-in names its reader.
     DISCOVERY = 16
     DHCP = 17
@@ -358,6 +389,8 @@ class Owner(IntEnum):
     UNREACHABLE = 21
     ACTIVATION = 22
     TAP = 23
+    FIRST = 30
+    DENIAL = 31
 
 
 #: First byte of every cookie of ours.
@@ -443,6 +476,8 @@ class MeterId(IntEnum):
     TAP = 4
     #: Of what goes to a port instead, behind which an agent listens.
     DPI = 5
+    SIGNATURES = 8
+    DENIALS = 9
 
 
 #: Packets per second and per switch: enough for a hundred VMs that boot at once, little
@@ -453,6 +488,8 @@ METER_RATES = {
     MeterId.ACTIVATIONS: 200,
     MeterId.TAP: 500,
     MeterId.DPI: 20_000,
+    MeterId.SIGNATURES: 500,
+    MeterId.DENIALS: 50,
 }
 
 

@@ -12,6 +12,7 @@ from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, Alie
 from controller.act.dataplane.openflow.flow_replies import Installed, Layouts, flow_entries
 from controller.act.dataplane.openflow.records import Flow
 from controller.act.dataplane.openflow.wire import Malformed
+from controller.act.dataplane.pipeline import Owner, owner_of
 
 #: What a switch may have at a key: an entry of our making, or something strange.
 Found = Entry | AlienFlow | AlienGroup | AlienMeter
@@ -71,6 +72,8 @@ class Reading:
         for signature, item in reply.items:
             if isinstance(item, Installed):
                 flow = item.flow
+                if owner_of(flow.cookie) is Owner.LEARNED:
+                    continue  # it comes and goes by itself; where it is in the way, it is missed
                 if isinstance(flow, AlienFlow) and flow.match is None:
                     self.strange.append(flow)
                     continue

@@ -23,6 +23,7 @@ from controller.model.nouns import (
     Tenant,
     Vm,
 )
+from controller.model.signatures import Observed
 from controller.model.state import State
 
 
@@ -49,6 +50,8 @@ class FabricView:
     """The state and what follows from it."""
 
     state: State = field(default_factory=State)
+    #: Who talks to whom, as far as it is counted: no record of the state, and not derived.
+    observed: Observed = field(default_factory=Observed)
     #: Port numbers by (datapath, name): more than one only while a port is being replaced.
     port_numbers: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     #: Open migration of a VM.
@@ -82,9 +85,11 @@ class FabricView:
     _laid: tuple[Plan, Laid] | None = None
 
     @classmethod
-    def of(cls, state: State, *, tapping: bool = True) -> FabricView:
+    def of(
+        cls, state: State, observed: Observed | None = None, *, tapping: bool = True
+    ) -> FabricView:
         """A view of a whole state, which belongs to the view from now on."""
-        view = cls(state, tapping=tapping)
+        view = cls(state, observed or Observed(), tapping=tapping)
         for port in state.ports.values():
             view.port_numbers.setdefault((port.datapath, port.name), set()).add(port.number)
         for host in state.hosts.values():

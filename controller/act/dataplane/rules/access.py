@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from controller.act.dataplane.openflow import fields as f
-from controller.act.dataplane.openflow.records import Conjunction, Match, Test, match
+from controller.act.dataplane.openflow.records import Conjunction, Match, Resubmit, Test, match
 from controller.act.dataplane.pipeline import IPV4, IPV6, TENANT, Owner, TableId, after
 from controller.act.dataplane.rules.base import Entries, Writer
 from controller.act.dataplane.view import FabricView
@@ -28,6 +28,8 @@ Network = IPv4Network | IPv6Network
 #: One way of satisfying a clause.
 Tests = tuple[Test, ...]
 
+#: Where it is counted what one of the tables denies.
+DENIED = {TableId.ACCESS_OUT: TableId.DENIED_OUT, TableId.ACCESS_IN: TableId.DENIED_IN}
 _GRACE = 3000
 _TCP_SYN = 0x002
 _PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
@@ -76,7 +78,8 @@ def access(view: FabricView, key: str, datapath: str) -> Entries:
 
 def _entries(sheet: _Sheet) -> Entries:
     for (table, priority, tests), (goto, owner) in sheet.direct.items():
-        yield Writer.of(Owner.ACCESS, owner).flow(table, priority, *tests, goto=goto)
+        do = (Resubmit(DENIED[table]),) if goto is None else ()
+        yield Writer.of(Owner.ACCESS, owner).flow(table, priority, *tests, do=do, goto=goto)
     for place, conjunctions in sheet.clauses.items():
         # What a rule decides by this clause alone needs no conjunction at the same priority.
         if place not in sheet.direct:

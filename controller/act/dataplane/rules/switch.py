@@ -23,6 +23,7 @@ from controller.act.dataplane.openflow.records import (
 )
 from controller.act.dataplane.pipeline import (
     ARP,
+    BEGUN_MARK,
     CLASS,
     EDGE_MASK,
     EGRESS,
@@ -34,6 +35,7 @@ from controller.act.dataplane.pipeline import (
     METER_RATES,
     MPLS,
     PAYLOAD_MASK,
+    SEEN,
     TRAFFIC,
     TREE_MASK,
     ZONE,
@@ -41,6 +43,7 @@ from controller.act.dataplane.pipeline import (
     MeterId,
     Owner,
     Payload,
+    Seen,
     TableId,
     after,
     edge_label,
@@ -138,6 +141,19 @@ def _state_frame() -> Entries:
         new = (f.CT_STATE, CT_TRACKED | CT_NEW, CT_TRACKED | CT_NEW)
         for table in (TableId.COMMIT_OUT, TableId.COMMIT_IN):
             yield frame.flow(table, 10, kind, new, do=(Ct(ZONE, commit=True),), goto=after(table))
+        # What is committed has no state any more, and what is committed again is marked.
+        yield frame.flow(
+            TableId.COMMIT_OUT,
+            11,
+            kind,
+            new,
+            (f.CT_MARK, 0, BEGUN_MARK),
+            do=(
+                SetField(SEEN, Seen.BEGUN, Seen.BEGUN),
+                Ct(ZONE, commit=True, sets=(SetField(f.CT_MARK, BEGUN_MARK, BEGUN_MARK),)),
+            ),
+            goto=after(TableId.COMMIT_OUT),
+        )
     passing = (TableId.MARK, TableId.BANDWIDTH_OUT, TableId.BANDWIDTH_IN)
     for table in (TableId.COMMIT_OUT, TableId.COMMIT_IN, *passing):
         yield frame.flow(table, 1, goto=after(table))
