@@ -501,6 +501,22 @@ def default_state_dir() -> Path:
     return Path("/var/lib/pleach") if os.geteuid() == 0 else Path.home() / ".local/state/pleach"
 
 
+class SignatureSettings(Section):
+    """Who talks to whom, as the edges count it."""
+
+    #: Seconds between two readings of a switch's counters.
+    poll_s: Annotated[float, Field(ge=0.2, le=60)] = 10.0
+    #: Lengths of the prefixes by which others than VMs of the tenant are told apart.
+    prefix4: Annotated[int, Field(ge=8, le=32)] = 24
+    prefix6: Annotated[int, Field(ge=16, le=128)] = 48
+    #: Signatures of one VM that are told apart; what it begins beyond them is counted as one.
+    most_per_vm: Annotated[int, Field(ge=1, le=10_000)] = 500
+    #: Seconds without a packet after which a signature is not counted any more.
+    idle_s: Seconds = 86_400.0
+    #: Days for which it is known who talked to whom, and what was denied.
+    keep_days: Annotated[float, Field(gt=0, le=36_500)] = 400.0
+
+
 class Settings(Section):
     """All settings."""
 
@@ -517,6 +533,7 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     agent: AgentSettings = AgentSettings()
+    signatures: SignatureSettings = SignatureSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="before")

@@ -29,6 +29,91 @@ class Signature(NamedTuple):
     port: int
 
 
+class Counter(NamedTuple):
+    """What tells one set of counters at a switch from another: as `Signature`, whose VM is told
+    by `mac`. Without `peer` they count all else of a VM, without protocol and port."""
+
+    mac: str
+    peer: IPv4Network | IPv6Network | None
+    protocol: int
+    port: int
+
+
+class Counts(NamedTuple):
+    """Packets and bytes (of frames) of what begins connections, of the rest of what was sent, and
+    of replies."""
+
+    begun: int = 0
+    begun_bytes: int = 0
+    rest: int = 0
+    rest_bytes: int = 0
+    back: int = 0
+    back_bytes: int = 0
+
+
+class Denied(NamedTuple):
+    """What was denied: of `source`, to `target`, met at the edge of the one who has `mac`."""
+
+    mac: str
+    source: IPv4Address | IPv6Address
+    target: IPv4Address | IPv6Address
+    protocol: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Talked:
+    """What was counted, in the hour that began `hour` hours after 1970-01-01 (UTC) or altogether:
+    `vm` began `connections` to `peer` (a VM, a prefix if `external`, or OTHERS), sent `packets_out`
+    and was sent `packets_in`; bytes are those of frames. Times are Unix seconds."""
+
+    vm: str
+    peer: str
+    protocol: str
+    port: int
+    hour: int
+    tenant: str
+    external: bool
+    connections: int
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+    first_at: float
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What access denied, in an hour or altogether: as `Talked`. `vm` is an address where no VM
+    has it."""
+
+    vm: str
+    peer: str
+    protocol: str
+    port: int
+    hour: int
+    tenant: str
+    external: bool
+    packets: int
+    bytes: int
+    first_at: float
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How far one set of counters had counted at `datapath`. `vm` is whose they are; `kept` says
+    that the controller put them there; `used_at` is when they counted last (Unix seconds)."""
+
+    datapath: str
+    counter: Counter
+    vm: str
+    kept: bool
+    counts: Counts
+    used_at: float
+
+
 def protocol_name(number: int) -> str:
     """A protocol as access rules call it, or its number."""
     return NAMES.get(number, str(number))

@@ -358,3 +358,48 @@ role = Table(
     Column("key", Name, primary_key=True),
     Column("body", Text, nullable=False),
 )
+
+
+def _hours(name: str, *counts: str) -> Table:
+    """Counts of an hour (hours since 1970-01-01, UTC), by who began and whom to. Neither refers
+    to a VM, for what a VM did is known for longer than the VM. `peer` is a VM, a prefix, or "*"."""
+    return Table(
+        name,
+        metadata,
+        Column("vm", Name, primary_key=True),
+        Column("peer", Name, primary_key=True, index=True),
+        Column("protocol", Name, primary_key=True),
+        Column("port", Integer, primary_key=True, autoincrement=False),
+        Column("hour", Integer, primary_key=True, autoincrement=False, index=True),
+        Column("tenant", Name, nullable=False),
+        Column("external", Boolean, nullable=False),
+        *(Column(count, BigInteger, nullable=False) for count in counts),
+        Column("first_at", Float, nullable=False),
+        Column("last_at", Float, nullable=False),
+    )
+
+
+signature_hour = _hours(
+    "signature_hour", "connections", "packets_out", "bytes_out", "packets_in", "bytes_in"
+)
+denial_hour = _hours("denial_hour", "packets", "bytes")
+#: How far the counters of a signature had counted at a switch when they were read last: what
+#: begins, the rest of what was sent, and replies. `kept` where the controller put them there.
+signature_counter = Table(
+    "signature_counter",
+    metadata,
+    Column("datapath", Name, primary_key=True),
+    Column("mac", Name, primary_key=True),
+    Column("peer", Name, primary_key=True),
+    Column("protocol", Integer, primary_key=True, autoincrement=False),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("vm", Name, nullable=False),
+    Column("kept", Boolean, nullable=False),
+    Column("begun", BigInteger, nullable=False),
+    Column("begun_bytes", BigInteger, nullable=False),
+    Column("rest", BigInteger, nullable=False),
+    Column("rest_bytes", BigInteger, nullable=False),
+    Column("back", BigInteger, nullable=False),
+    Column("back_bytes", BigInteger, nullable=False),
+    Column("used_at", Float, nullable=False),
+)

@@ -83,7 +83,7 @@ PORT_SEEN = f.REG[9]  # a source port that was looked at; nothing is done with i
 
 
 #: Bit of the mark of a connection whose first packet has passed an edge from a VM.
-BEGUN_MARK = 1
+BEGUN_MARK = 0x20
 
 
 class Seen(IntFlag):

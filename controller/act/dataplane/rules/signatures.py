@@ -259,7 +259,10 @@ def signatures(view: FabricView, key: str, datapath: str) -> Entries:
             yield from _counters(w, signature)
     if key in view.observed.crowded:
         for mac in macs:
-            yield w.flow(TableId.COUNT_OUT, _CROWDED, (f.ETH_SRC, mac_to_int(mac)))
+            sender = (f.ETH_SRC, mac_to_int(mac))
+            begun: Test = (SEEN, Seen.BEGUN, Seen.BEGUN)
+            yield w.flow(TableId.COUNT_OUT, _CROWDED + 1, sender, begun)
+            yield w.flow(TableId.COUNT_OUT, _CROWDED, sender)
             yield w.flow(TableId.COUNT_IN, _CROWDED, (f.ETH_DST, mac_to_int(mac)))
 
 

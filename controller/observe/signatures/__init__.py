@@ -1,0 +1,1 @@
+"""Who talks to whom? What switches count, put together and read again."""

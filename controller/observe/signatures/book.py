@@ -1,0 +1,120 @@
+"""Which signatures are counted apart? Those that were met, up to a bound for each VM, until they
+are not used any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
+
+from controller.model.signatures import (
+    OTHERS,
+    Counter,
+    Observed,
+    Signature,
+    addresses,
+    prefix_of,
+)
+from controller.model.state import State
+
+#: Share of the bound below which a VM's signatures are told apart again.
+_UNCROWDED = 0.8
+
+
+class Peer(NamedTuple):
+    """Who a VM talks to: a VM by its id, or a prefix."""
+
+    name: str
+    external: bool
+    network: IPv4Network | IPv6Network | None
+
+
+class Directory:
+    """Who has an address? Of one revision of the state."""
+
+    def __init__(self, state: State, observed: Observed) -> None:
+        self.revision = state.revision
+        self._observed = observed
+        self._vms = {
+            (vm.tenant, address): vm.id for vm in state.vms.values() for address in addresses(vm)
+        }
+        self._nics = {nic.mac: vm.id for vm in state.vms.values() for nic in vm.nics}
+        self._tenants = {vm.id: vm.tenant for vm in state.vms.values()}
+
+    def vm(self, tenant: str, address: IPv4Address | IPv6Address) -> str | None:
+        """The VM of a tenant that has an address."""
+        return self._vms.get((tenant, address))
+
+    def owner(self, mac: str) -> str | None:
+        """The VM that has a NIC."""
+        return self._nics.get(mac)
+
+    def tenant(self, vm: str) -> str:
+        """The tenant of a VM; "" where it is not known any more."""
+        return self._tenants.get(vm, "")
+
+    def peer(self, tenant: str, network: IPv4Network | IPv6Network | None) -> Peer:
+        """Whom a counter's network stands for."""
+        if network is None:
+            return Peer(OTHERS, True, None)
+        if network.prefixlen == network.max_prefixlen:
+            known = self.vm(tenant, network.network_address)
+            if known is not None:
+                return Peer(known, False, network)
+            prefixes = self._observed.prefix4, self._observed.prefix6
+            network = prefix_of(network.network_address, *prefixes)
+        return Peer(str(network), True, network)
+
+
+class Met(NamedTuple):
+    """What taking in a meeting came to: signatures that are counted from now on, and VMs that
+    have more than are told apart."""
+
+    new: tuple[Signature, ...]
+    crowded: tuple[str, ...]
+
+
+def meet(observed: Observed, found: Iterable[Signature], most: int) -> Met:
+    """Have signatures counted from now on, at most `most` a VM: `observed` is changed."""
+    new: list[Signature] = []
+    crowded: list[str] = []
+    for signature in found:
+        vm = signature.vm
+        known = observed.signatures.get(vm, set())
+        if signature in known or vm in observed.crowded:
+            continue
+        if len(known) >= most:
+            observed.crowded.add(vm)
+            crowded.append(vm)
+            continue
+        observed.signatures.setdefault(vm, set()).add(signature)
+        new.append(signature)
+    return Met(tuple(new), tuple(crowded))
+
+
+def expire(
+    observed: Observed,
+    state: State,
+    used: Mapping[Counter, float],
+    before: float,
+    most: int,
+) -> set[str]:
+    """Give up the signatures that were used last `before` then (Unix seconds), and those of VMs
+    that are gone: `observed` is changed. The VMs that this is about."""
+    touched: set[str] = set()
+    for vm, known in list(observed.signatures.items()):
+        macs = {nic.mac for nic in state.vms[vm].nics} if vm in state.vms else set[str]()
+        stale = {
+            s for s in known if s.mac not in macs or used.get(Counter(*s[1:]), before) < before
+        }
+        if stale:
+            touched.add(vm)
+            known -= stale
+        if not known:
+            del observed.signatures[vm]
+    for vm in list(observed.crowded):
+        if len(observed.signatures.get(vm, ())) <= most * _UNCROWDED:
+            observed.crowded.discard(vm)
+            touched.add(vm)
+    return touched
