@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0006"
+HEAD = "0007"
 
 metadata = MetaData(
     naming_convention={
