@@ -269,8 +269,9 @@ class World:
         return sorted(line.strip() for line in lines if "group_id=" in line)
 
     def meters(self, switch: str) -> str:
-        """Meters of a switch in words, without the header."""
-        return self.lab.ofctl("dump-meters", switch).split("\n", 1)[1]
+        """Meters of a switch in words, without the header, sorted."""
+        told = self.lab.ofctl("dump-meters", switch).split("\n", 1)[1]
+        return "\n".join(sorted(filter(None, map(str.strip, told.split("\n\n")))))
 
     def tables(self, *switches: str) -> set[str]:
         """All that switches, or all edges, have been told: flows, groups, meters, a line each."""
