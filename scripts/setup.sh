@@ -36,6 +36,17 @@ labs_packages=(
     ethtool
     procps
     udhcpc # a real DHCP client for the tests
+    # Servers and clients whose traffic is to be recognised.
+    bind9-dnsutils
+    curl
+    dnsmasq-base
+    iperf3
+    mosquitto
+    nginx
+    openssh-client
+    openssh-server
+    redis-server
+    redis-tools
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "frameworks": True,
     "demand": False,
     "dpi": False,
+    "dpi_live": True,
     "anomaly": False,
     "behaviour": False,
     "ingest": False,

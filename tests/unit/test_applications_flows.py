@@ -285,3 +285,28 @@ def test_each_flow_is_told_once(
     assert engine.open == []
     assert len(flows.verdicts) == flows.counters.flows
     assert all(1 <= v.packets <= packets for v in flows.verdicts)
+
+
+COOKIE = b"a2z7" * 9 + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("said", "application"),
+    [
+        ([(True, COOKIE), (False, b"\x09"), (True, b"\0\0\0\x02{}")], "iPerf3"),
+        ([(True, COOKIE), (False, b"\x0a")], "unknown"),
+        ([(True, COOKIE.upper()), (False, b"\x09")], "unknown"),
+        ([(True, COOKIE[:20]), (False, b"\x09")], "unknown"),
+        ([(False, COOKIE), (True, b"\x09")], "unknown"),
+    ],
+)
+def test_what_we_recognise_ourselves(said: traffic.Said, application: str) -> None:
+    (told,) = fed(table(FakeEngine(UNKNOWN)), traffic.tcp(7_000, said))
+    assert told.application == application
+    assert (told.kind is Kind.CONFIRMED) == (application != "unknown")
+
+
+def test_what_is_cut_off_is_not_recognised() -> None:
+    frames = traffic.tcp(7_000, [(True, COOKIE), (False, b"\x09")])
+    cut = [frame._replace(data=frame.data[:60]) for frame in frames]
+    assert all(told.application == "unknown" for told in fed(table(FakeEngine(UNKNOWN)), cut))

@@ -11,6 +11,7 @@ import pytest
 from controller.observe.applications import policy
 from controller.observe.applications.engine import Engine
 from controller.observe.applications.naming import Naming
+from controller.observe.applications.own import NAMES
 from controller.settings import SettingsError
 
 
@@ -48,8 +49,8 @@ def test_it_speaks_ndpis_names() -> None:
         for number in range(_lib_engine.lib.NDPI_PROTOCOL_NUM_CATEGORIES)
     }
     naming = policy.load().naming()
-    assert set(naming.applications) <= protocols
-    assert set(naming.ports.values()) <= protocols
+    assert set(naming.applications) <= protocols | NAMES
+    assert set(naming.ports.values()) <= protocols | NAMES
     assert naming.opaque <= protocols
     assert set(naming.ndpi) <= categories
     engine.close()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from .frames import ACK, ENDS, ETHERNET, SYN, TCP, UDP, Packet, decode, is_plain, plain_ends
 from .naming import NDPI_UNKNOWN, Naming
+from .own import recognised, said
 from .records import UNKNOWN, Direction, Endpoint, Kind, Verdict
 
 #: Who talks to whom, as seen from the sender: scope, and the first six fields of a Packet.
@@ -171,6 +172,7 @@ class FlowTable:
         self._open += 1
         self.counters.flows += 1
         flow.see(time, packet, True)
+        flow.hear(packet, frame, True)
         if flow.key in self._poisoned or flow.reverse in self._poisoned:
             self._tell(flow, None)
             return
@@ -178,7 +180,9 @@ class FlowTable:
         self._look(flow)
 
     def _more(self, flow: _Flow, time: float, packet: Packet, frame: bytes) -> None:
-        flow.see(time, packet, packet[:6] == flow.key[1])
+        ahead = packet[:6] == flow.key[1]
+        flow.see(time, packet, ahead)
+        flow.hear(packet, frame, ahead)
         if flow.native is not None:
             self._engine.more(flow.key, flow.native, time, packet, frame)
         self._look(flow)
@@ -187,7 +191,7 @@ class FlowTable:
         """Conclude where enough is known of a flow."""
         native = flow.native
         full = len(flow.trace) >= self._limits.packets
-        if native is not None and (full or self._engine.decided(native)):
+        if native is not None and (full or flow.own or self._engine.decided(native)):
             flow.finding = self._engine.end(flow.key, native)
             flow.native = None
             flow.decided_at = len(flow.trace)
@@ -231,7 +235,7 @@ class FlowTable:
         )
         forward, direction = self._direction(flow, protocol, sport, dport)
         initiator, responder = ends if forward else ends[::-1]
-        application, kind, method = self._named(finding, protocol, responder.port)
+        application, kind, method = self._named(finding, flow.own, protocol, responder.port)
         category = self._category(application, finding.category if finding else "")
         category_kind, confidence = kind, 0.0 if kind is Kind.UNKNOWN else 1.0
         trace = flow.trace if forward else [(at, -size) for at, size in flow.trace]
@@ -292,8 +296,12 @@ class FlowTable:
         answer = self._behaviour.classify(protocol, trace)
         return None if answer is None or answer[1] < self._naming.answer_from else answer
 
-    def _named(self, finding: Finding | None, protocol: str, port: int) -> tuple[str, Kind, str]:
+    def _named(
+        self, finding: Finding | None, own: str | None, protocol: str, port: int
+    ) -> tuple[str, Kind, str]:
         """Application, how it is known, and in which way."""
+        if own is not None and not (finding and finding.sure):
+            return own, Kind.CONFIRMED, "own"
         if finding is None:
             return UNKNOWN, Kind.UNKNOWN, "crashed"
         if finding.label != NDPI_UNKNOWN:
@@ -321,6 +329,8 @@ class _Flow:
         "last",
         "macs",
         "native",
+        "openings",
+        "own",
         "response_s",
         "reverse",
         "syn",
@@ -335,6 +345,10 @@ class _Flow:
         self.macs = (b"", b"")
         self.native: Any = None
         self.finding: Finding | None = None
+        #: What each side said first, who was seen first under True, until both have; and the
+        #: protocol that we recognised by that.
+        self.openings: dict[bool, bytes] | None = {}
+        self.own: str | None = None
         self.decided_at = 0
         self.told = False
         self.first = self.last = time
@@ -364,6 +378,15 @@ class _Flow:
         since = self.asked if self.asked is not None else self.acked
         if since is not None and time >= since:
             self.response_s = time - since
+
+    def hear(self, packet: Packet, frame: bytes, ahead: bool) -> None:
+        """Recognise what nDPI does not know, by what both sides say first."""
+        if self.openings is None or packet.payload == 0 or packet.protocol != TCP:
+            return
+        self.openings.setdefault(ahead, said(packet, frame))
+        if len(self.openings) == 2:
+            self.own = recognised(self.openings[self.forward], self.openings[not self.forward])
+            self.openings = None
 
     def _see_flags(self, time: float, flags: int, ahead: bool) -> None:
         """Time the handshake of TCP, and learn from it who began."""
