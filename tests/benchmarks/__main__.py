@@ -30,6 +30,7 @@ BENCHMARKS = {
     "bandwidth": False,
     "paths": False,
     "paths_scale": False,
+    "paths_live": True,
     "store": False,
 }
 

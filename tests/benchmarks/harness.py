@@ -112,6 +112,8 @@ class Bench:
 @contextlib.contextmanager
 def bench(fabric: Fabric, *, tenants: int, settings: Mapping[str, str] = {}) -> Iterator[Bench]:
     """Lab and processes running, links discovered, tenants, subnets and hosts known."""
+    # What is not about chosen paths is not to be disturbed by decisions on them.
+    settings = {"PLEACH_PATHS__ENABLED": "false", **settings}
     with (
         tempfile.TemporaryDirectory(prefix="pleach-bench-") as directory,
         Deployment(Path(directory), settings) as deployment,

@@ -25,7 +25,11 @@ from topologies.model import Fabric
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """A fabric that is connected, whose links are known, and whose hosts are on record."""
     fabric: Fabric = getattr(request.module, "FABRIC", leaf_spine(2, 2))
-    settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
+    # Who looks at entries wants none that come by themselves, as chosen paths do.
+    settings: dict[str, str] = {
+        "PLEACH_PATHS__ENABLED": "false",
+        **getattr(request.module, "SETTINGS", {}),
+    }
     directory = work_dir() / request.module.__name__
     with Deployment(directory, settings) as deployment:
         deployment.start()

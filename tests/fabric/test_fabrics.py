@@ -21,7 +21,7 @@ FABRICS = {"fat-tree": (fat_tree(4), 20), "hybrid": (hybrid(2, 1, 1, 1, 1), 9)}
 def test_a_tenant_all_over_a_fabric(name, record_property):
     fabric, switches = FABRICS[name]
     assert len(fabric.switches) == switches
-    with Deployment(work_dir() / name) as deployment:
+    with Deployment(work_dir() / name, {"PLEACH_PATHS__ENABLED": "false"}) as deployment:
         deployment.start()
         with Lab(fabric, controller=deployment.controller) as lab:
             world = World(lab, deployment)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.fabric
 
 FABRIC = leaf_spine(2, 2)
 SETTINGS = {
+    "PLEACH_PATHS__ENABLED": "true",
     "PLEACH_PATHS__MEASURE_S": "1",
     "PLEACH_PATHS__LOOK_S": "0.1",
     "PLEACH_PATHS__EVERY_S": "3600",
