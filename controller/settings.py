@@ -431,6 +431,9 @@ class AgentSettings(Section):
     ovsdb: Annotated[str, AfterValidator(_ovsdb)] = "unix:/var/run/openvswitch/db.sock"
     #: Connections known to this host, beyond which they are not counted by VM.
     max_connections: Annotated[int, Field(ge=0)] = 100_000
+    #: The interface behind the DPI port of the host's switch, at which first packets of services
+    #: are looked at; empty: none. `dpi_port` of the host's record names the port.
+    dpi_interface: Annotated[str, Field(max_length=15)] = ""
     #: A Prometheus whose samples are passed on; empty: none.
     prometheus: Uri = ""
     #: What its metrics are called here; by default policies/prometheus.yaml.

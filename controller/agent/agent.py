@@ -23,6 +23,7 @@ from controller.agent.naming import Names
 from controller.agent.outbox import Outbox
 from controller.agent.prometheus import Prometheus
 from controller.agent.sending import Sender
+from controller.agent.tap import Tap
 from controller.agent.tasks import Crew, Task, Workplace
 from controller.agent.watching import Gauge, Watcher
 from controller.client import Client
@@ -79,7 +80,8 @@ class Agent:
             called = mapping.load(chosen.prometheus_names or mapping.DEFAULT)
             self._prometheus = Prometheus(chosen.prometheus, called, self.outbox, chosen.interval_s)
             self._tasks.append(self._prometheus)
-        self._tasks += more_tasks(self._work)
+        if chosen.dpi_interface:
+            self._tasks.append(Tap(self._work, settings.dpi, chosen.dpi_interface))
 
     def _connections(self, switch: Switch) -> Connections:
         from controller.agent.connections import Connections, DatapathNumber
@@ -159,11 +161,6 @@ class Agent:
             beside.replace(file)
         except OSError as error:
             log.warning("the status cannot be written", extra={"cause": str(error)})
-
-
-def more_tasks(work: Workplace) -> list[Task]:
-    """What the agent does beside watching and sending."""
-    return []
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:

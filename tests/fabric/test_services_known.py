@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from controller.act.dataplane.pipeline import TableId
-from controller.model.nouns import Service
+from controller.agent.tap import Tap
+from controller.agent.tasks import Workplace
+from controller.api import NewToken, Role
+from controller.client import Client
+from controller.model.nouns import Host, Service
+from controller.settings import AgentSettings, DpiSettings
 from mininet_labs import netns
 from mininet_labs.deployment import wait_until
 from mininet_labs.vm import LabVm
@@ -126,3 +133,62 @@ def test_a_scan_finds_no_services(world: World, guests: tuple[LabVm, LabVm]) -> 
     talk(client, server, 8124, HTTP)
     wait_until(lambda: "b:tcp:8124" in services(world), "the last one is known")
     assert set(services(world)) == known | {"b:tcp:8124"}
+
+
+def test_an_agent_behind_the_dpi_port(world: World, guests: tuple[LabVm, LabVm]) -> None:
+    client, server = guests
+    edge, host = server.edge_of(server.active or ""), world.lab.fabric.hosts[-1].name
+    netns.call("ip", "link", "add", "dpi0", "type", "veth", "peer", "name", "dpi0-agent")
+    token = world.client.create_token(NewToken(name="agent", role=Role.HYPERVISOR, host=host))
+    work = Workplace(
+        AgentSettings(),
+        host,
+        None,  # type: ignore[arg-type]  # what is told by others
+        lambda: Client(world.deployment.url, token.secret),
+    )
+    stopping = threading.Event()
+    agent = threading.Thread(target=Tap(work, DpiSettings(), "dpi0-agent").run, args=(stopping,))
+    try:
+        for name in ("dpi0", "dpi0-agent"):
+            netns.call("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
+            netns.call("ip", "link", "set", name, "up")
+        world.lab.vsctl("add-port", edge, "dpi0")
+        world.client.put(Host(id=host, datapath=world.lab.dpid(edge), dpi_port="dpi0"))
+        number = world.lab.port_number("dpi0")
+        wait_until(
+            lambda: f"output:{number}" in str(world.flows(edge, f"table={TableId.TAP_IN}")),
+            "copies go to the DPI port",
+        )
+        agent.start()
+        _until_listened_to("dpi0-agent")
+        talk(client, server, 8125, HTTP)
+        wait_until(lambda: "b:tcp:8125" in services(world), "the agent has told")
+        known = services(world)["b:tcp:8125"]
+        assert (known.application, known.how) == ("HTTP", "confirmed")
+        assert known.response_s is not None
+        log = world.deployment.log("southbound")
+        assert "service=tcp/8125" not in log
+        # Without the port they go up again.
+        world.lab.vsctl("del-port", edge, "dpi0")
+        wait_until(
+            lambda: "CONTROLLER" in str(world.flows(edge, f"table={TableId.TAP_IN}")),
+            "copies go to the controller",
+        )
+        talk(client, server, 8126, HTTP)
+        wait_until(lambda: "b:tcp:8126" in services(world), "the controller has seen it")
+    finally:
+        stopping.set()
+        if agent.ident is not None:
+            agent.join(20)
+        netns.call("ip", "link", "del", "dpi0")
+
+
+def _until_listened_to(interface: str) -> None:
+    number = str(socket.if_nametoindex(interface))
+
+    def listened_to() -> bool:
+        _, *sockets = Path("/proc/net/packet").read_text().splitlines()
+        # The switch has a socket of its own at the other end only.
+        return any(line.split()[4] == number for line in sockets)
+
+    wait_until(listened_to, f"somebody listens to {interface}", 60.0)
