@@ -33,6 +33,8 @@ _COLUMNS = {
 #: Milliseconds after which we look whether the task is to end.
 _LOOK_MS = 1_000
 _RETRY_S = 2.0
+#: Seconds to wait for the first answer of the database.
+_FIRST_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,12 @@ class Switch:
         self._changed = changed
         self._now: Bridge | None = None
         self._cause = "it has not been read yet"
+        #: Whether there was a first answer, of whatever kind.
+        self._answered = threading.Event()
 
     def bridge(self) -> Bridge:
         """The bridge. Raises SourceAway."""
+        self._answered.wait(_FIRST_S)
         now = self._now
         if now is None:
             raise SourceAway(
@@ -121,6 +126,7 @@ class Switch:
                 self._follow(stopping)
             except OSError as error:
                 self._cause = str(error)
+                self._answered.set()
             self._now = None
             stopping.wait(_RETRY_S)
 
@@ -162,6 +168,8 @@ class Switch:
         before, self._now = self._now, found
         if found is None:
             self._cause = "there is no such bridge"
+        self._answered.set()
+        if found is None:
             return
         if found != before:
             self._changed()
