@@ -26,6 +26,7 @@ BENCHMARKS = {
     "anomaly": False,
     "behaviour": False,
     "ingest": False,
+    "agent": False,
     "bulk": True,
     "bandwidth": False,
     "paths": False,
