@@ -9,6 +9,7 @@ from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
 from controller.loops.behaviour import Behaviours
 from controller.loops.deliveries import Alertmanager, Webhooks
+from controller.loops.investigations import Investigations
 from controller.loops.paths.loop import Paths
 from controller.observe.anomalies import rules
 from controller.settings import Settings
@@ -22,6 +23,7 @@ def loops_of(settings: Settings) -> list[Loop]:
         Keeping(told, ruled),
         Anomalies(settings, ruled),
         Behaviours(settings, ruled),
+        Investigations(told),
     ]
     if told.webhooks:
         loops.append(Webhooks(told))

@@ -11,8 +11,9 @@ import numpy as np
 from northbound_server import Running, define, other_store, running
 from webhook_receiver import Receiver, receiving
 
-from controller.api import AlertInfo, SampleBatch
+from controller.api import AlertInfo, Investigation, SampleBatch
 from controller.loops.anomalies import DIRECTORY, MARK
+from controller.model.nouns import AccessRule
 from controller.observe.anomalies import book
 
 HOUR = 3_600.0
@@ -74,7 +75,7 @@ def fill(served: Running, now: float) -> None:
 
 
 def alerts(served: Running, count: int) -> list[AlertInfo]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with served.client() as client:
         while len(found := client.alerts().items) < count:
             assert time.monotonic() < deadline, client.loops()
@@ -82,9 +83,18 @@ def alerts(served: Running, count: int) -> list[AlertInfo]:
     return list(found)
 
 
+def evidence(served: Running, number: int) -> Investigation:
+    deadline = time.monotonic() + 180
+    with served.client() as client:
+        while (found := client.investigation(number)).gathered_at is None:
+            assert time.monotonic() < deadline, client.loops()
+            time.sleep(0.05)
+    return found
+
+
 def judged(served: Running, turns: int) -> None:
     """Return once the loop has taken so many turns, none of which failed at last."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with served.client() as client:
         while True:
             loop = {loop.name: loop for loop in client.loops()}["anomalies"]
@@ -105,6 +115,9 @@ def test_what_is_found_is_told_once_over_restarts(tmp_path: Path) -> None:
         with running(state, history=ROOM, environ=learning) as served:
             define(served, vms=4)
             fill(served, now)
+            with served.client() as client:
+                client.place("vm0", "h1", ["p0"])
+                client.put(AccessRule(id="all", tenant="acme"))
         with running(state, history=ROOM, environ=learning) as served:
             judged(served, 2)
             with served.client() as client:
@@ -117,12 +130,19 @@ def test_what_is_found_is_told_once_over_restarts(tmp_path: Path) -> None:
         with running(state, history=ROOM, environ=looking) as served:
             found = alerts(served, 3)
             receiver.wait_asked(1)
+            spike = next(one for one in found if one.metric == "cpu" and one.vm == "vm0")
+            looked_into = evidence(served, spike.id)
         kinds = {(one.vm, one.kind, one.metric, one.severity) for one in found}
         assert ("vm0", "own_pattern", "cpu", "critical") in kinds
         assert ("vm2", "limit", "memory", "critical") in kinds
         assert {one.vm for one in found} == {"vm0", "vm2"}
         assert all(now - HOUR < one.first_at <= now for one in found)
         assert receiver.taken == []
+        assert looked_into.words[0].startswith("cpu came to 0.95 share, where 0.29")
+        assert "runs on h1" in looked_into.words
+        assert "access_rule.create of access_rule all by operator" in str(looked_into.words)
+        assert max(filter(None, looked_into.evidence["metrics"]["values"]["cpu"])) == 0.95
+        assert not looked_into.complete  # what comes after it belongs to it too
 
         # The checkpoint is older than what was found: that is found again, and not told again.
         receiver.answers.clear()

@@ -77,7 +77,7 @@ def tell(served: Running, vm: str, values: np.ndarray) -> None:
 
 
 def described(served: Running, vm: str) -> BehaviourInfo:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with served.client() as client:
         while (found := client.behaviour(vm)).at is None or found.role is None:
             assert time.monotonic() < deadline, client.loops()

@@ -26,13 +26,13 @@ class Receiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait(self, count: int, timeout_s: float = 60.0) -> list[Any]:
+    def wait(self, count: int, timeout_s: float = 180.0) -> list[Any]:
         """What it took, once that is `count`."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.taken) >= count, timeout_s), self.asked
             return list(self.taken)
 
-    def wait_asked(self, count: int, timeout_s: float = 60.0) -> None:
+    def wait_asked(self, count: int, timeout_s: float = 180.0) -> None:
         """Return once it was asked so often."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.asked) >= count, timeout_s)

@@ -316,27 +316,19 @@ def around(
 # Investigations: the evidence, as JSON.
 
 
-def due_investigations(connection: Connection, now: float, most: int) -> list[tuple[int, str]]:
-    """Alerts of which evidence is to be gathered, each with what was gathered before, if any."""
-    query = (
-        select(_INVESTIGATION.c.alert, _INVESTIGATION.c.body)
-        .where(_INVESTIGATION.c.due_at <= now)
-        .order_by(_INVESTIGATION.c.due_at)
-        .limit(most)
-    )
-    return [(row.alert, row.body or "") for row in connection.execute(query)]
+def due_investigations(connection: Connection, now: float, most: int) -> list[int]:
+    """Alerts of which evidence is to be gathered."""
+    table = _INVESTIGATION
+    query = select(table.c.alert).where(table.c.due_at <= now).order_by(table.c.due_at)
+    return list(connection.scalars(query.limit(most)))
 
 
 def put_evidence(
     transaction: Transaction, number: int, body: str | None, due_at: float | None
 ) -> None:
-    """Keep what was gathered (None changes nothing); more is gathered at `due_at`."""
-    values: dict[str, object] = {"due_at": due_at}
-    if body is not None:
-        values["body"] = body
-    transaction.write(
-        update(_INVESTIGATION).where(_INVESTIGATION.c.alert == number).values(**values)
-    )
+    """Keep what was gathered (None: nothing was); more is gathered at `due_at`."""
+    mine = update(_INVESTIGATION).where(_INVESTIGATION.c.alert == number).values(due_at=due_at)
+    transaction.write(mine if body is None else mine.values(body=body))
 
 
 def evidence(connection: Connection, number: int) -> str | None:
