@@ -49,8 +49,8 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
     move = {"id": "m1", "source": "h1", "target": "h2", "started_at": 89_880.0}
     other = {"id": 3, "vm": "web-2", "kind": "scan", "why": "tried much", "near": "of its role"}
     change = {
-        "action": "access_rule.update",
-        "subject": "access_rule r",
+        "action": "host.delete",
+        "subject": "host h3",
         "actor": "ann",
         "at": 89_000.0,
     }

@@ -13,7 +13,6 @@ from webhook_receiver import Receiver, receiving
 
 from controller.api import AlertInfo, Investigation, SampleBatch
 from controller.loops.anomalies import DIRECTORY, MARK
-from controller.model.nouns import AccessRule
 from controller.observe.anomalies import book
 
 HOUR = 3_600.0
@@ -117,7 +116,8 @@ def test_what_is_found_is_told_once_over_restarts(tmp_path: Path) -> None:
             fill(served, now)
             with served.client() as client:
                 client.place("vm0", "h1", ["p0"])
-                client.put(AccessRule(id="all", tenant="acme"))
+            with other_store(served) as store, store.transaction() as transaction:
+                transaction.audit(now - 2_500, "ann", "host.drain", "host h2", {})
         with running(state, history=ROOM, environ=learning) as served:
             judged(served, 2)
             with served.client() as client:
@@ -140,7 +140,7 @@ def test_what_is_found_is_told_once_over_restarts(tmp_path: Path) -> None:
         assert receiver.taken == []
         assert looked_into.words[0].startswith("cpu came to 0.95 share, where 0.29")
         assert "runs on h1" in looked_into.words
-        assert "access_rule.create of access_rule all by operator" in str(looked_into.words)
+        assert "host.drain of host h2 by ann" in str(looked_into.words)
         assert max(filter(None, looked_into.evidence["metrics"]["values"]["cpu"])) == 0.95
         assert not looked_into.complete  # what comes after it belongs to it too
 
