@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from controller.act.dataplane.openflow import decode, encode, wire
 from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, AlienMeter
@@ -23,10 +24,16 @@ WAIT_S = 20
 
 
 class Session:
-    """An OpenFlow 1.5 connection of the codec's own to one bridge."""
+    """An OpenFlow 1.5 connection of the codec's own to one bridge: at a port of the loopback, or
+    at a Unix socket."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), WAIT_S)
+    def __init__(self, where: int | Path) -> None:
+        if isinstance(where, Path):
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.settimeout(WAIT_S)
+            self._socket.connect(str(where))
+        else:
+            self._socket = socket.create_connection(("127.0.0.1", where), WAIT_S)
         self._rest = b""
         self._xid = 0
         self.send(wire.message(wire.HELLO, self.xid(), b""))
