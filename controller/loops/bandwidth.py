@@ -30,8 +30,9 @@ from controller.store.usage import Usage, read_usage
 
 log = logging.getLogger(__name__)
 
-#: Who is at the limit of its meter is taken to want all that it may have.
-RULE = replace(CONTROL, growth=math.inf)
+#: Who is at the limit of its meter is taken to want all that it may have. A meter that dropped
+#: something is known for that, so that the limit can lie above what headroom leaves of a rate.
+RULE = replace(CONTROL, growth=math.inf, limit=0.9)
 #: Records of one transaction: others write in between.
 BATCH = 200
 #: Looks at whether there is news, in an interval.
@@ -44,10 +45,11 @@ class Infeasible(Exception):  # noqa: N818 - what it is, and no fault of a progr
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one decision leaves to the next: the rates given, and what each VM was seen to want,
-    bit/s."""
+    """What one decision leaves to the next: the rates decided, those given, which no VM is kept
+    below, and what each VM was seen to want, bit/s."""
 
     allocation: Allocation | None = None
+    given: Allocation | None = None
     wanted: Mapping[Key, float] = field(default_factory=dict)
 
 
@@ -84,7 +86,8 @@ class Sharing:
             self._seen_at = max((row.at for row in usage), default=self._seen_at)
             state = _copy(ground.state())
             if self._memory is None:
-                self._memory = Memory(_standing(state))
+                standing = _given(state.bandwidths)
+                self._memory = Memory(standing, standing)
             decided, marked = await asyncio.to_thread(self._decide, state, usage)
             self._memory = decided.memory
             self._conflicts = decided.conflicts
@@ -109,7 +112,7 @@ def share(
 ) -> Decided:
     """What each VM may have, from what was foreseen for it (bit/s) and its meters passed."""
     asked = claiming.ask(state, policy, foreseen)
-    passed = _passed(usage, memory.allocation)
+    passed = _passed(usage, memory.given)
     wanting = _wanting(asked, passed, memory)
     try:
         made = decide(wanting, asked.resources, last=memory.allocation, hysteresis=hysteresis)
@@ -124,7 +127,7 @@ def share(
     }
     found = claiming.records(state, asked, made, wanting)
     kept = {vm: _steady(state.bandwidths.get(vm), record) for vm, record in found.items()}
-    return Decided(kept, Memory(made, seen))
+    return Decided(kept, Memory(made, _given(kept), seen))
 
 
 def _steady(before: Bandwidth | None, after: Bandwidth) -> Bandwidth:
@@ -156,7 +159,7 @@ def _passed(usage: Iterable[Usage], allocation: Allocation | None) -> dict[Key, 
 def _wanting(asked: Ask, passed: dict[Key, float], memory: Memory) -> tuple[Claim, ...]:
     """The claims with what each is taken to want, and no more than could ever be."""
     capacity = {resource.name: resource.capacity_bps for resource in asked.resources}
-    wanted = demands(asked.claims, passed, memory.allocation, dict(memory.wanted), RULE)
+    wanted = demands(asked.claims, passed, memory.given, dict(memory.wanted), RULE)
     return tuple(
         replace(
             claim, demand_bps=min(claim.demand_bps, *(capacity[name] for name, _ in claim.uses))
@@ -165,12 +168,12 @@ def _wanting(asked: Ask, passed: dict[Key, float], memory: Memory) -> tuple[Clai
     )
 
 
-def _standing(state: State) -> Allocation:
-    """What the store says was given: the brain may have been away."""
+def _given(bandwidths: Mapping[str, Bandwidth]) -> Allocation:
+    """What the records say was given: the brain may have been away since."""
     return Allocation(
         tuple(
             Meter(known.vm, way, kbit * 1_000.0, None)
-            for known in state.bandwidths.values()
+            for known in bandwidths.values()
             for way, kbit in ((Direction.OUT, known.out_kbit), (Direction.IN, known.in_kbit))
             if kbit is not None
         )

@@ -28,7 +28,7 @@ BENCHMARKS = {
     "ingest": False,
     "agent": False,
     "bulk": True,
-    "bandwidth": False,
+    "bandwidth": True,
     "paths": False,
     "paths_scale": False,
     "paths_live": True,

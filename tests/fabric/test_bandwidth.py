@@ -104,7 +104,7 @@ def test_the_meter_goes_with_the_vm(world, guests, limited):
     old = a.active
     with Flow(a, b, 200) as flow:
         move, port = start(world, a, "leaf3-h1")
-        both = {(10_000, 10_000), (20_000, 20_000)}
+        both = {(10_000, 5_000), (20_000, 10_000)}
         assert {*meters(world, "leaf1").values()} == both
         assert {*meters(world, "leaf3").values()} == both
         a.switch_over(port)

@@ -20,8 +20,10 @@ from controller.model.state import State
 
 Key = tuple[str, Direction]
 
-#: No meter is below this many kbit/s: a VM is never cut off by what others want.
-LEAST_KBIT = 64
+#: No meter is below this many kbit/s, nor below this share of an equal part of what limits it: a
+#: VM that was idle can begin, whatever others want. So little more than there is may be given
+#: away, and only while nobody begins.
+LEAST_KBIT, LEAST_PART = 64, 0.05
 _KILO = 1_000.0
 
 
@@ -66,8 +68,12 @@ def records(
     """What each VM may send and receive, and why. `claims` are those that were allocated on."""
     users: dict[str, int] = {}
     wants: dict[Key, float] = {}
+    uses: dict[Key, tuple[str, ...]] = {}
+    ceilings: dict[Key, float] = {}
     for claim in claims:
         wants[claim.vm, claim.direction] = claim.demand_bps
+        ceilings[claim.vm, claim.direction] = claim.ceiling_bps
+        uses[claim.vm, claim.direction] = tuple(name for name, _ in claim.uses)
         for name, _ in claim.uses:
             users[name] = users.get(name, 0) + 1
     capacity = {resource.name: resource.capacity_bps for resource in asked.resources}
@@ -79,7 +85,11 @@ def records(
         reason = _share(
             terms, meter.limited_by, capacity, users, wants.get((meter.vm, meter.direction), 0.0)
         )
-        found.setdefault(meter.vm, {})[meter.direction] = _kbit(meter.rate_bps), reason
+        part = LEAST_PART * min(
+            (capacity[name] / users[name] for name in uses[meter.vm, meter.direction]), default=0.0
+        )
+        bps = min(max(meter.rate_bps, part), ceilings[meter.vm, meter.direction])
+        found.setdefault(meter.vm, {})[meter.direction] = _kbit(bps), reason
     for vm, terms in asked.terms.items():
         if terms.ceiling_bps is not None:
             ceiling = _kbit(terms.ceiling_bps), f"the ceiling of its priority, {terms.priority}"
