@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from controller.decide.bandwidth import claims as claiming
 from controller.decide.bandwidth.allocate import Allocation, decide
@@ -88,7 +88,7 @@ class Sharing:
             if self._memory is None:
                 standing = _given(state.bandwidths)
                 self._memory = Memory(standing, standing)
-            decided, marked = await asyncio.to_thread(self._decide, state, usage)
+            decided, marked = await asyncio.to_thread(self._decide, state, usage, now)
             self._memory = decided.memory
             self._conflicts = decided.conflicts
             await _write(ground, state.bandwidths, decided.bandwidths, state)
@@ -96,9 +96,14 @@ class Sharing:
         if self._conflicts:
             raise Infeasible("; ".join(self._conflicts))
 
-    def _decide(self, state: State, usage: Sequence[Usage]) -> tuple[Decided, dict[str, Marking]]:
+    def _decide(
+        self, state: State, usage: Sequence[Usage], now: float
+    ) -> tuple[Decided, dict[str, Marking]]:
         assert self._memory is not None
-        decided = share(state, self._policy, usage, {}, self._memory, self._settings.hysteresis)
+        hysteresis = self._settings.hysteresis
+        decided = share(
+            state, self._policy, usage, {}, self._memory, now=now, hysteresis=hysteresis
+        )
         return decided, markings(state, self._policy)
 
 
@@ -108,10 +113,13 @@ def share(
     usage: Iterable[Usage],
     foreseen: Mapping[Key, float],
     memory: Memory,
+    *,
+    now: float,
     hysteresis: float,
 ) -> Decided:
-    """What each VM may have, from what was foreseen for it (bit/s) and its meters passed."""
-    asked = claiming.ask(state, policy, foreseen)
+    """What each VM may have at `now` (Unix seconds), from what was foreseen for it (bit/s) and its
+    meters passed."""
+    asked = claiming.ask(state, policy, foreseen, now)
     passed = _passed(usage, memory.given)
     wanting = _wanting(asked, passed, memory)
     try:
@@ -182,18 +190,8 @@ def _given(bandwidths: Mapping[str, Bandwidth]) -> Allocation:
 
 def _copy(state: State) -> State:
     """What is decided from, for another thread: records are frozen, the tables are not."""
-    return State(
-        revision=state.revision,
-        hosts=dict(state.hosts),
-        vms=dict(state.vms),
-        placements=dict(state.placements),
-        migrations=dict(state.migrations),
-        links=dict(state.links),
-        services=dict(state.services),
-        rate_limits=dict(state.rate_limits),
-        bandwidths=dict(state.bandwidths),
-        markings=dict(state.markings),
-    )
+    tables = {f.name: dict(getattr(state, f.name)) for f in fields(state) if f.name != "revision"}
+    return State(revision=state.revision, **tables)
 
 
 async def _write(

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from controller.decide.bandwidth.allocate import Allocation
 from controller.decide.bandwidth.qos import QosPolicy, Terms
 from controller.decide.bandwidth.records import Claim, Direction, Resource
-from controller.model.nouns import Bandwidth, Phase, RateLimit, Vm
+from controller.decide.paths.tunnels import reserved
+from controller.model.nouns import Bandwidth, Link, Phase, RateLimit, Tunnel, Vm
 from controller.model.state import State
 
 Key = tuple[str, Direction]
@@ -36,14 +37,21 @@ class Ask:
     terms: Mapping[str, Terms]
 
 
-def ask(state: State, policy: QosPolicy, demand_bps: Mapping[Key, float]) -> Ask:
-    """The claims of all VMs that share something, with the demands that are known (else 0)."""
-    resources = {**_uplinks(state, policy), **_edges(state)}
+def ask(state: State, policy: QosPolicy, demand_bps: Mapping[Key, float], now: float) -> Ask:
+    """The claims of all VMs that share something at `now` (Unix seconds), with the demands that
+    are known (else 0)."""
+    resources = {**_uplinks(state, policy), **_edges(state, now)}
+    moving = {
+        move.vm: (move.source, move.target)
+        for move in state.migrations.values()
+        if move.phase in (Phase.STARTED, Phase.ACTIVATED)
+    }
     claims, terms = [], {}
     for vm in state.vms.values():
-        hosts = _hosts(state, vm.id)
-        if not hosts:
+        placement = state.placements.get(vm.id)
+        if placement is None:
             continue
+        hosts = dict.fromkeys((placement.host, *moving.get(vm.id, ())))
         terms[vm.id] = policy.terms(vm.id, vm.tenant, vm.groups)
         for way in Direction:
             names = [f"uplink of host {host}, {way}" for host in hosts]
@@ -149,16 +157,6 @@ def _claim(
     return Claim(vm.id, way, demand_bps, terms.weight, guarantee, ceiling, uses)
 
 
-def _hosts(state: State, vm: str) -> list[str]:
-    """Where a VM is, and where it is about to be."""
-    placement = state.placements.get(vm)
-    hosts = [] if placement is None else [placement.host]
-    for migration in state.migrations.values():
-        if migration.vm == vm and migration.phase in (Phase.STARTED, Phase.ACTIVATED):
-            hosts += [migration.source, migration.target]
-    return [*dict.fromkeys(hosts)]
-
-
 def _uplinks(state: State, policy: QosPolicy) -> dict[str, Resource]:
     found = {}
     for host in state.hosts:
@@ -170,21 +168,37 @@ def _uplinks(state: State, policy: QosPolicy) -> dict[str, Resource]:
     return found
 
 
-def _edges(state: State) -> dict[str, Resource]:
-    """The links of each edge, where all of them have a capacity; those that are down carry
-    nothing."""
+def _edges(state: State, now: float) -> dict[str, Resource]:
+    """The links of each edge, where of all of them somebody says what they carry; those that are
+    down carry nothing."""
     edges = {host.datapath for host in state.hosts.values()}
+    tunnels = {tunnel.link: tunnel for tunnel in state.tunnels.values()}
     total: dict[tuple[str, Direction], float] = {}
     unknown = set()
     for link in state.links.values():
+        if not link.up:
+            continue
         for end, way in ((link.datapath, Direction.OUT), (link.to_datapath, Direction.IN)):
-            if end not in edges or not link.up:
-                continue
-            total[end, way] = total.get((end, way), 0.0) + link.capacity
-            if not link.capacity:
-                unknown.add((end, way))
+            if end in edges:
+                bps = _speed(state, tunnels, link, now)
+                total[end, way] = total.get((end, way), 0.0) + (bps or 0.0)
+                if bps is None:
+                    unknown.add((end, way))
     return {
         name: Resource(name, bps)
         for (edge, way), bps in total.items()
         if (edge, way) not in unknown and (name := f"links of edge {edge}, {way}")
     }
+
+
+def _speed(state: State, tunnels: Mapping[str, Tunnel], link: Link, now: float) -> float | None:
+    """bit/s of a link for all: of a tunnel what is not reserved; as an operator says. What a port
+    says of itself is not taken for a limit: a virtual one says whatever it likes."""
+    back = f"{link.to_datapath}:{link.to_port}"
+    for end, forward in ((link.key, True), (back, False)):
+        if end in tunnels:
+            taken = reserved(tunnels[end], state.reservations.values(), forward, now)
+            # A resource is never nothing: who reserves all leaves a trickle.
+            return max(float(tunnels[end].capacity - taken), _KILO * LEAST_KBIT)
+    told = state.link_speeds.get(link.key)
+    return float(told.speed if told is not None else link.capacity) or None
