@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 
-from controller.act.dataplane.pipeline import TableId
+from controller.act.dataplane.pipeline import Class, TableId
 from controller.api import NewReservation
-from controller.model.nouns import LinkSpeed, RouteClass, Tunnel
+from controller.model.nouns import LinkSpeed, Mark, Marking, RouteClass, Tunnel
+from controller.store.traffic import read_rows
 from mininet_labs.deployment import wait_until
 from mininet_labs.traffic import Flow, probe
 from topologies.generate import leaf_spine
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.fabric
 FABRIC = leaf_spine(2, 2)
 SETTINGS = {
     "PLEACH_PATHS__ENABLED": "true",
+    # Whose marks are those of a policy.
+    "PLEACH_BANDWIDTH__ENABLED": "false",
     "PLEACH_PATHS__MEASURE_S": "1",
     "PLEACH_PATHS__LOOK_S": "0.1",
     "PLEACH_PATHS__EVERY_S": "3600",
@@ -134,6 +137,25 @@ def test_urgent_traffic_has_a_group_of_its_own(world, flow):
     assert any("reg5=0x1 " in line and table in line for line in world.flows("leaf1"))
     speed(world, "spine1", GBIT)
     wait_shares(world, spine1=16, spine2=16)
+
+
+def test_what_is_marked_as_urgent_is_counted_and_carried_as_such(world, flow):
+    store = world.deployment.store
+    leaf1, leaf2 = (world.lab.dpid(leaf) for leaf in ("leaf1", "leaf2"))
+
+    def urgent():
+        rows = [row for row in read_rows(store, 0.0) if row.datapath == leaf1]
+        return rows[-1].rates.get(leaf2, {}).get(RouteClass.INTERACTIVE, 0.0) > 0
+
+    assert not urgent()
+    with store.transaction() as tx:
+        mark = Mark(name="voice", dscp=46, paths=Class.INTERACTIVE)
+        tx.put(Marking(vm="a", default=mark))
+    world.applied()
+    wait_until(urgent, "it is measured", 30)
+    with store.transaction() as tx:
+        tx.delete(Marking, "a")
+    world.applied()
 
 
 def test_all_that_was_never_lost(flow):
