@@ -11,6 +11,7 @@ from controller.model.addresses import Id
 from controller.model.nouns import (
     AccessRule,
     Bps,
+    CalendarEvent,
     Datapath,
     Host,
     Known,
@@ -51,6 +52,7 @@ RESOURCES: dict[str, type[Record]] = {
     "access-rules": AccessRule,
     "link-speeds": LinkSpeed,
     "tunnels": Tunnel,
+    "calendar": CalendarEvent,
 }
 
 
@@ -321,6 +323,51 @@ class HistoryStatus(Reply):
     refused: dict[str, int]
     #: Why the engine takes nothing at the moment.
     trouble: str | None
+
+
+class ForecastSteps(Reply):
+    """A forecast of one target ("5min" and "hours": means; "hour-peaks" and "day-peak": largest
+    values of 5 minutes), and why it is so. Values are in the metric's own unit."""
+
+    target: str
+    #: When each step begins, Unix seconds, and how many seconds it lasts.
+    times: tuple[int, ...]
+    step: int
+    #: For each of the levels 0.5, 0.9, 0.95 and 0.99 a value for each of `times`.
+    quantiles: dict[str, tuple[float, ...]]
+    #: Which steps may need more than `capacity`; null is a capacity that is not known.
+    capacity: float | None
+    above_capacity: tuple[bool, ...]
+    #: The model that was chosen, by these recent losses (1 is the seasonal naive error).
+    model: str
+    losses: dict[str, float]
+    #: The past that it saw: seconds that were known, the first and the last (Unix seconds).
+    known_s: int
+    first: int | None
+    last: int | None
+    notes: tuple[str, ...]
+
+
+class ForecastQuality(Reply):
+    """How earlier forecasts of one target by one model turned out: mean pinball loss and mean
+    absolute error over the seasonal naive error, and the share of steps below level 0.95."""
+
+    target: str
+    model: str
+    forecasts: int
+    loss: float
+    error: float
+    below95: float
+
+
+class ForecastReply(Reply):
+    """What a VM will need of one metric, as forecast at `origin` (Unix seconds)."""
+
+    vm: str
+    metric: str
+    origin: int
+    forecasts: tuple[ForecastSteps, ...]
+    quality: tuple[ForecastQuality, ...]
 
 
 class MetricInfo(Reply):

@@ -42,6 +42,7 @@ from controller.api import (
     Fault,
     FlowVerdict,
     FlowVerdicts,
+    ForecastReply,
     Health,
     HistoryReply,
     HistoryStatus,
@@ -441,6 +442,15 @@ class Client:
             query["step"] = str(step)
         answer = self._call("GET", f"/v1/history/{subject}", query=query)
         return self._parse(HistoryReply, answer)
+
+    def forecast(
+        self, vm: str, metric: str = "cpu", *, horizon_h: float | None = None
+    ) -> ForecastReply:
+        """What a VM is about to need, up to `horizon_h` hours ahead, as last forecast."""
+        query = {"metric": metric}
+        if horizon_h is not None:
+            query["horizon"] = str(horizon_h)
+        return self._parse(ForecastReply, self._call("GET", f"/v1/forecasts/{vm}", query=query))
 
     def history_status(self) -> HistoryStatus:
         """How the history is."""

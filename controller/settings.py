@@ -29,6 +29,8 @@ from pydantic import (
     model_validator,
 )
 
+from controller.model.calendar import Demanded
+
 PREFIX = "PLEACH_"
 CONFIG = "PLEACH_CONFIG"
 #: Variables that are no settings: the file itself, what the REST client reads, and the mark
@@ -404,6 +406,29 @@ def _source(value: str) -> str:
 Uri = Annotated[str, AfterValidator(_source), PlainSerializer(masked, when_used="json")]
 
 
+class ForecastSettings(Section):
+    """What VMs are about to need."""
+
+    #: What is forecast; nothing, if empty. Several by commas.
+    metrics: Annotated[tuple[Demanded, ...], BeforeValidator(_listed)] = get_args(Demanded)
+    #: A file of events that are known to come, such as policies/calendar.yaml.
+    calendar: FilePath | None = None
+    #: Seconds between two rounds of forecasts, and between two looks at what is due.
+    round_s: Annotated[float, Field(ge=1, le=86_400)] = 3_600.0
+    every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 60.0
+    #: Steps of 5 minutes that are told; of hours it is always 24.
+    five_minute_steps: Annotated[int, Field(ge=1, le=288)] = 12
+    #: Seconds between two trainings of the model for all VMs, the days of past that it learns
+    #: from, and of how many VMs at most.
+    retrain_s: Seconds = 86_400.0
+    learn_days: Annotated[float, Field(ge=7, le=366)] = 56.0
+    learn_vms: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    #: VMs for which slow models are tried in each round: those that are forecast worst.
+    slow_vms: Annotated[int, Field(ge=0, le=10_000)] = 20
+    #: Days for which it is kept how good forecasts were.
+    memory_days: Annotated[float, Field(gt=0, le=3_650)] = 60.0
+
+
 class AgentSettings(Section):
     """The agent of a hypervisor, which tells the controller what its host and VMs do."""
 
@@ -535,6 +560,7 @@ class Settings(Section):
     bandwidth: BandwidthSettings = BandwidthSettings()
     alerts: AlertSettings = AlertSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
+    forecast: ForecastSettings = ForecastSettings()
     agent: AgentSettings = AgentSettings()
     signatures: SignatureSettings = SignatureSettings()
     log: LogSettings = LogSettings()

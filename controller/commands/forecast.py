@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controller.client import Client
+from controller.api import ForecastReply, ForecastSteps
+from controller.client import Client, Problem
 from controller.commands.common import Failure, Json, client, settings, show_json
 from controller.model.nouns import Vm
 
@@ -20,11 +24,14 @@ if TYPE_CHECKING:
     from controller.predict.demand.events import Calendar
     from controller.predict.demand.forecast import Forecast
     from controller.predict.demand.forecaster import Forecaster
+    from controller.predict.demand.ledger import Quality
     from controller.predict.demand.series import Metric, Panel
     from controller.predict.demand.targets import Target
 
 #: Days of past that are read: twice what models look at, so that they can be tried on it.
 _DAYS = 28
+#: Days of past in a picture.
+_PLOTTED_DAYS = 3
 #: Days of past that the models of all VMs learn from.
 _LEARNED_DAYS = 56
 #: VMs of the same group that one without a past is compared with.
@@ -49,34 +56,137 @@ def forecast(
         Path | None, typer.Option(help="Known events, YAML, such as policies/calendar.yaml.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw into this file: .png or .svg.")] = None,
+    horizon: Annotated[
+        float, typer.Option(help="Hours ahead that are told.", min=0.1, max=24)
+    ] = 24.0,
+    here: Annotated[
+        bool, typer.Option("--here", help="Forecast on this machine now, from the history.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Forecast from a .csv or .parquet file: vm, ts (Unix s), the metric."),
+    ] = None,
     learn: Annotated[
         bool, typer.Option("--learn", help="Learn from the past of all VMs anew, on this machine.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """What a VM will need in the next 24 hours, with the model, the reasons and the past that
-    the forecast stands on."""
+    the forecast stands on: as the controller last told it, or made here and now (--here, or
+    any of --file, --learn, --calendar and --steps)."""
     # Here, because numpy and scikit-learn are slow to import and most commands need neither.
     from controller.predict.demand.series import Metric
 
     if metric not in list(Metric):
         raise Failure(f"there is no forecast of {metric}", f"Name one of {', '.join(Metric)}.")
-    events = _calendar(calendar)
-    with client() as pleach, _forecaster(events) as forecaster:
-        if learn:
-            typer.echo(_learn(pleach, forecaster, Metric(metric)))
-        if vm is None:
-            if not learn:
-                raise Failure("no VM is named", "Name one, or --learn.")
+    if vm is None and not learn:
+        raise Failure("no VM is named", "Name one, or --learn.")
+    wanted = _wanted(of, steps, horizon)
+    view = _View(plot, as_json)
+    if file is not None:
+        _of_file(file, vm, Metric(metric), wanted, _calendar(calendar), learn, view)
+        return
+    with client() as pleach:
+        made_here = here or learn or calendar is not None or steps is not None
+        if not made_here and vm is not None and _as_told(pleach, vm, Metric(metric), wanted, view):
             return
-        wanted = _wanted(of, steps)
-        past = _past(pleach, forecaster, vm, Metric(metric))
-        forecaster.rehearse(past.rows([0]), tuple(wanted))
-        told = [f for f in forecaster.round(past, wanted).forecasts if f.vm == vm]
-    _show(forecaster, told, past, plot, as_json)
+        with _forecaster(_calendar(calendar)) as forecaster:
+            if learn:
+                typer.echo(_learn(pleach, forecaster, Metric(metric)))
+            if vm is not None:
+                past = _past(pleach, forecaster, vm, Metric(metric))
+                _tell(forecaster, vm, past, wanted, view)
 
 
-def _wanted(of: Sequence[str] | None, steps: int | None) -> dict[Target, int]:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How forecasts are shown."""
+
+    plot: Path | None
+    as_json: bool
+
+
+def _as_told(
+    pleach: Client, vm: str, metric: Metric, wanted: Mapping[Target, int], view: _View
+) -> bool:
+    """Show what the controller last told; whether it has told anything of `wanted`."""
+    from controller.predict.demand.ledger import Quality
+
+    try:
+        reply = pleach.forecast(vm, metric.value)
+    except Problem as problem:
+        # Of a VM that is not known, what follows tells.
+        if problem.type != "not-found":
+            raise
+        typer.echo(f"{problem.detail}: it is made here", err=True)
+        return False
+    told = [f for f in map(partial(_record, reply), reply.forecasts) if f.target in wanted]
+    cut = [replace(f, quantiles=f.quantiles[: wanted[f.target]]) for f in told]
+    past = _panel(pleach, [vm], metric, reply.origin, _PLOTTED_DAYS) if view.plot else None
+    by_target: dict[str, list[Quality]] = {}
+    for one in reply.quality:
+        earlier = Quality(**one.model_dump(exclude={"target"}))
+        by_target.setdefault(one.target, []).append(earlier)
+    _show(cut, past, view, by_target)
+    return bool(cut)
+
+
+def _record(reply: ForecastReply, told: ForecastSteps) -> Forecast:
+    """A forecast as REST tells it."""
+    import numpy as np
+
+    from controller.predict.demand.forecast import Forecast, Reason
+    from controller.predict.demand.series import STEP, Metric
+    from controller.predict.demand.targets import Target
+
+    levels = np.array(list(told.quantiles.values())).T
+    known = told.known_s // STEP
+    reason = Reason(told.model, known, told.first, told.last, told.losses, told.notes)
+    metric, target = Metric(reply.metric), Target(told.target)
+    return Forecast(reply.vm, metric, target, reply.origin, levels, told.capacity, reason)
+
+
+def _tell(
+    forecaster: Forecaster, vm: str, past: Panel, wanted: Mapping[Target, int], view: _View
+) -> None:
+    """Forecast the first series of `past`, and show it."""
+    forecaster.rehearse(past.rows([0]), tuple(wanted))
+    told = [f for f in forecaster.round(past, dict(wanted)).forecasts if f.vm == vm]
+    _show(told, past, view, {})
+
+
+def _of_file(
+    path: Path,
+    vm: str | None,
+    metric: Metric,
+    wanted: Mapping[Target, int],
+    calendar: Calendar,
+    learn: bool,
+    view: _View,
+) -> None:
+    """Forecast, or learn, from the samples of a file."""
+    from controller.predict.demand.files import FileError, load
+
+    try:
+        all_vms = load(path, metric, _LEARNED_DAYS)
+    except FileError as error:
+        raise Failure(str(error), "Columns vm, ts and the metric's name are wanted.") from error
+    with _forecaster(calendar) as forecaster:
+        if learn:
+            done = forecaster.retrain([all_vms], all_vms.end)
+            typer.echo(f"{metric}: {'learned' if done.taken else 'nothing new'}: {done.reason}")
+        if vm is None:
+            return
+        if vm not in all_vms.names:
+            some = ", ".join(all_vms.names[:5])
+            raise Failure(f"{path}: there is no VM {vm} in it", f"It has {some} and so on.")
+        forecaster.load(metric.family)
+        row = all_vms.names.index(vm)
+        peers = [other for other in range(len(all_vms)) if other != row][:_PEERS]
+        _tell(forecaster, vm, all_vms.rows([row, *peers]), wanted, view)
+
+
+def _wanted(of: Sequence[str] | None, steps: int | None, hours: float) -> dict[Target, int]:
     from controller.predict.demand.targets import Target
     from controller.predict.demand.training import horizon
 
@@ -84,7 +194,7 @@ def _wanted(of: Sequence[str] | None, steps: int | None) -> dict[Target, int]:
     if unknown:
         raise Failure(f"{unknown[0]} is nothing that is told", f"One of {', '.join(Target)}.")
     chosen = [Target(name) for name in of] if of else [Target.HOURS, Target.DAY_PEAK]
-    wanted = {target: horizon(target) for target in chosen}
+    wanted = {t: max(1, min(horizon(t), ceil(hours * 3_600 / t.seconds))) for t in chosen}
     if steps is not None:
         wanted[Target.FIVE_MINUTES] = min(steps, Target.FIVE_MINUTES.steps)
     return wanted
@@ -187,22 +297,22 @@ def _capacity(pleach: Client, vm: str, metric: Metric, end: int) -> float:
 
 
 def _show(
-    forecaster: Forecaster,
     told: Sequence[Forecast],
-    past: Panel,
-    plot: Path | None,
-    as_json: bool,
+    past: Panel | None,
+    view: _View,
+    quality: Mapping[str, Sequence[Quality]],
 ) -> None:
     from controller.predict.demand import draw
 
-    if plot is not None:
+    plot = view.plot
+    if plot is not None and past is not None and told:
         try:
             draw.picture(told, past, plot)
         except (OSError, ValueError) as error:
             raise Failure(f"{plot}: {error}", "Name a file that ends in .png or .svg.") from error
-    if as_json:
+    if view.as_json:
         show_json([draw.document(forecast) for forecast in told])
         return
-    typer.echo("\n\n".join(draw.table(forecast) for forecast in told))
+    typer.echo("\n\n".join(draw.table(f, quality.get(f.target, ())) for f in told))
     if plot is not None:
         typer.echo(f"wrote {plot}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from controller.decide.bandwidth import qos
 from controller.loops.alerts import Keeping
 from controller.loops.anomalies import Anomalies
@@ -9,6 +11,7 @@ from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
 from controller.loops.behaviour import Behaviours
 from controller.loops.deliveries import Alertmanager, Webhooks
+from controller.loops.demand import Demand
 from controller.loops.investigations import Investigations
 from controller.loops.paths.loop import Paths
 from controller.observe.anomalies import rules
@@ -33,4 +36,6 @@ def loops_of(settings: Settings) -> list[Loop]:
         loops.append(Sharing(settings.bandwidth, qos.load(settings.bandwidth.policy)))
     if settings.paths.enabled:
         loops.append(Paths(settings.paths))
+    if settings.forecast.metrics:
+        loops.append(Demand(settings.forecast, settings.state_dir, time.time()))
     return loops

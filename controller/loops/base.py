@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -52,6 +52,8 @@ class Ground:
     write: Callable[[Callable[[Transaction], object]], Awaitable[object]]
     history: Callable[[], Awaitable[History]]
     pool: Pool
+    #: For what takes minutes, such as learning, which others must not have to wait for.
+    slow: Pool = field(default_factory=lambda: Pool())
 
 
 class Loop(Protocol):
@@ -145,6 +147,7 @@ class Loops:
                 await task
         self._tasks = []
         await asyncio.to_thread(self._ground.pool.stop)
+        await asyncio.to_thread(self._ground.slow.stop)
 
     def status(self) -> list[LoopStatus]:
         """How each loop fares."""

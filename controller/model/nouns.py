@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.model.addresses import Dpid, Id, Mac, PortKey, PortName, eui64_link_local
+from controller.model.calendar import Occurrence
 
 #: Widths of what the numbers are packed into: conntrack zones have 16 bits, an MPLS label
 #: 20 (RFC 3032), of which the payload type takes 1 for subnets and 8 for edges and paths.
@@ -579,6 +580,17 @@ def route_key(ingress: str, egress: str, traffic_class: RouteClass) -> str:
     return f"{ingress}:{egress}:{traffic_class}"
 
 
+class CalendarEvent(Occurrence, Record):
+    """Something known to come that changes what VMs need, which forecasts take into account."""
+
+    kind: ClassVar[str] = "calendar_event"
+    id: Id
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
 #: Every kind of record, in an order in which each refers only to those before it.
 RECORDS: tuple[type[Record], ...] = (
     Datapath,
@@ -599,6 +611,7 @@ RECORDS: tuple[type[Record], ...] = (
     Tunnel,
     Reservation,
     Route,
+    CalendarEvent,
 )
 #: What is only told of a VM, and goes with it.
 BELONGINGS: dict[type[Record], tuple[type[Record], ...]] = {

@@ -9,6 +9,7 @@ from controller.model.nouns import (
     KINDS,
     AccessRule,
     Bandwidth,
+    CalendarEvent,
     Datapath,
     Host,
     Link,
@@ -63,6 +64,7 @@ class State:
     tunnels: dict[str, Tunnel] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    calendar_events: dict[str, CalendarEvent] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record], revision: int = 0) -> State:

@@ -61,6 +61,14 @@ RECORD_EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "link-speeds": {"id": "0000000000000101:3", "speed": 1_000_000_000},
     "tunnels": {"id": "wan-1", "link": "0000000000000101:4", "capacity": 10_000_000_000},
+    "calendar": {
+        "id": "summer-sale",
+        "cause": "campaign",
+        "groups": ["web"],
+        "starts": "2030-07-01T08:00:00Z",
+        "lasts": "PT12H",
+        "factor": 3.0,
+    },
 }
 
 TOKEN_EXAMPLE: dict[str, Any] = {"name": "agent-hv1", "role": "hypervisor", "host": "hv1"}

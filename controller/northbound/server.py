@@ -31,6 +31,7 @@ from controller.northbound import (
     behaviour_routes,
     event_routes,
     explain_routes,
+    forecast_routes,
     path_routes,
     reading_routes,
     record_routes,
@@ -84,6 +85,7 @@ def application(brain: Brain) -> Gate:
     app.state.documented += service_routes.MODELS
     app.state.documented += path_routes.MODELS
     app.state.documented += tunnel_routes.MODELS
+    app.state.documented += forecast_routes.MODELS
     app.state.documented += [Explained, NewToken, Tokens, TokenSecret]
     for routes in (
         event_routes,
@@ -98,6 +100,7 @@ def application(brain: Brain) -> Gate:
         service_routes,
         path_routes,
         tunnel_routes,
+        forecast_routes,
     ):
         app.include_router(routes.router(brain))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

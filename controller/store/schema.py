@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0007"
+HEAD = "0008"
 
 metadata = MetaData(
     naming_convention={
@@ -171,6 +171,12 @@ rate_limit, bandwidth, marking = (
 #: Of links that are not there too: what an operator says of one outlives it.
 link_speed = Table(
     "link_speed",
+    metadata,
+    Column("key", Name, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+calendar_event = Table(
+    "calendar_event",
     metadata,
     Column("key", Name, primary_key=True),
     Column("body", Text, nullable=False),

@@ -16,6 +16,7 @@ from controller.model.nouns import (
     RECORDS,
     AccessRule,
     Bandwidth,
+    CalendarEvent,
     Datapath,
     Host,
     Link,
@@ -254,6 +255,7 @@ SHAPES: dict[str, Shape] = {
             lambda r: (("tunnel", r.tunnel),),
         ),
         Shape(Route, schema.route, lambda r: {"egress": r.egress}),
+        Shape(CalendarEvent, schema.calendar_event, lambda r: {}),
     )
 }
 assert tuple(shape.record for shape in SHAPES.values()) == RECORDS

@@ -76,7 +76,7 @@ def test_a_vm_without_a_past_is_told_from_others(pleach):
 def test_a_calendar_changes_the_forecast_and_is_named(pleach, tmp_path):
     path = tmp_path / "calendar.yaml"
     start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3_600))
-    entry = f"{{name: sale, kind: campaign, starts: {start}, lasts: PT5H, factor: 90}}"
+    entry = f"{{name: sale, cause: campaign, starts: {start}, lasts: PT5H, factor: 90}}"
     path.write_text(f"events:\n  - {entry}\n")
     (told,) = json.loads(pleach("vm3", "--of", "hours", "--json", "--calendar", str(path)).stdout)
     assert any("sale" in note for note in told["notes"])

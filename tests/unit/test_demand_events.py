@@ -11,13 +11,11 @@ from demand_data import MONDAY, panel_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.model.calendar import MOST, Cause, Repeats
 from controller.predict.demand.events import (
-    MOST,
     Calendar,
     CalendarError,
     Event,
-    Kind,
-    Repeats,
     load,
     step_factors,
     without,
@@ -31,7 +29,7 @@ NOON = datetime.fromtimestamp(MONDAY, UTC) + timedelta(hours=12)
 def event(**fields):
     given_fields = {
         "name": "sale",
-        "kind": "campaign",
+        "cause": "campaign",
         "starts": NOON,
         "lasts": timedelta(hours=1),
         "factor": 2.0,
@@ -56,7 +54,7 @@ def test_the_example_in_the_shipped_calendar_is_right(tmp_path):
     first = lines.index("# events:")
     example = [line.removeprefix("# ") for line in lines[first:] if line.startswith("#")]
     found = load(write(tmp_path, "\n".join(example)))
-    assert [e.kind for e in found.events] == [Kind.BATCH, Kind.CAMPAIGN, Kind.MAINTENANCE]
+    assert [e.cause for e in found.events] == [Cause.BATCH, Cause.CAMPAIGN, Cause.MAINTENANCE]
     assert found.events[2].factor == 0
 
 
@@ -66,7 +64,7 @@ def test_the_example_in_the_shipped_calendar_is_right(tmp_path):
         ("factor: 1000000", "less than or equal to 100"),
         ("factor: -1", "greater than or equal to 0"),
         ("factor: .nan", "finite number"),
-        ("factor: 0", "kind: maintenance"),
+        ("factor: 0", "cause: maintenance"),
         ("lasts: PT0S", "greater than"),
         ("starts: 2026-11-27T00:00:00", "timezone"),
         ("starts: soon", "datetime"),
@@ -79,7 +77,7 @@ def test_the_example_in_the_shipped_calendar_is_right(tmp_path):
 def test_what_makes_no_sense_is_refused_with_its_place(tmp_path, change, cause):
     fields = {
         "name": "x",
-        "kind": "campaign",
+        "cause": "campaign",
         "starts": "2026-11-27T00:00:00Z",
         "lasts": "PT1H",
         "factor": "2",
@@ -134,7 +132,7 @@ def test_events_concern_who_is_named():
 def test_the_past_is_told_without_events_and_maintenance_is_a_gap():
     values = np.ones((1, 2 * DAY_BINS))
     values[0, 144:156] = 2
-    stop = event(kind="maintenance", starts=NOON + timedelta(days=1), factor=0.0)
+    stop = event(cause="maintenance", starts=NOON + timedelta(days=1), factor=0.0)
     clean = without(panel_of(values), [Calendar((event(), stop))])
     known = np.isfinite(clean.values[0])
     np.testing.assert_array_equal(clean.values[0][known], 1)

@@ -176,7 +176,7 @@ def test_absurd_factors_are_told_as_above_capacity(trained, factors, hours, repe
     events = tuple(
         Event(
             name=f"e{n}",
-            kind="campaign",
+            cause="campaign",
             starts=starts,
             lasts=timedelta(hours=20),
             repeats=repeats,
@@ -199,8 +199,8 @@ def test_a_campaign_and_maintenance_are_in_the_forecast_with_their_names(trained
     work = {"starts": begin + timedelta(hours=8), "lasts": timedelta(hours=1), "vms": ("vm0",)}
     trained.calendar = Calendar(
         (
-            Event(name="sale", kind="campaign", factor=30, **sale),
-            Event(name="work", kind="maintenance", factor=0, **work),
+            Event(name="sale", cause="campaign", factor=30, **sale),
+            Event(name="work", cause="maintenance", factor=0, **work),
         )
     )
     try:

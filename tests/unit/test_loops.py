@@ -41,10 +41,11 @@ class Endless:
 
 
 class Standing:
-    """What a loop stands on here: the pool alone."""
+    """What a loop stands on here: the pools alone."""
 
     def __init__(self) -> None:
         self.pool = Pool()
+        self.slow = Pool()
 
 
 def ground() -> Ground:

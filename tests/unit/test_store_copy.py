@@ -15,6 +15,7 @@ from controller.cli import app
 from controller.model.nouns import (
     AccessRule,
     Bandwidth,
+    CalendarEvent,
     Datapath,
     Host,
     Link,
@@ -82,6 +83,8 @@ def fill(url: str) -> None:
         tx.put(Link(datapath=dpid, port=1, to_datapath=dpid, to_port=2))
         tx.put(AccessRule(id="r", tenant="t"))
         tx.put(LinkSpeed(id=f"{dpid}:1", speed=10**9))
+        sale = {"cause": "campaign", "starts": "2030-01-31T08:00:00.5Z", "lasts": "PT1H"}
+        tx.put(CalendarEvent.model_validate({"id": "sale", "factor": 2.5, **sale}))
         tx.put(Tunnel(id="wan", link=f"{dpid}:1", capacity=10**9))
         tx.put(Reservation(id="move", tunnel="wan", rate=10**8, expires_at=5.5))
         other = f"{2:016x}"

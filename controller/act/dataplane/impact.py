@@ -13,6 +13,7 @@ from controller.act.dataplane.view import FabricView
 from controller.model.nouns import (
     AccessRule,
     Bandwidth,
+    CalendarEvent,
     Datapath,
     Host,
     Link,
@@ -239,6 +240,11 @@ class Impact:
 
     def _reservation(
         self, change: Change, before: Reservation | None, after: Reservation | None
+    ) -> None:
+        self.view.state.apply(change)
+
+    def _calendar_event(
+        self, change: Change, before: CalendarEvent | None, after: CalendarEvent | None
     ) -> None:
         self.view.state.apply(change)
 

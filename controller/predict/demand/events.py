@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
+from controller.model.calendar import MOST, Occurrence
+from controller.model.nouns import CalendarEvent
 from controller.predict.demand.series import DAY_BINS, STEP, Array, Metric, Panel, gaps_allowed
 from controller.predict.demand.targets import Target
 
-#: The most that anything is believed to grow, by one event or by several at once.
-MOST = 100.0
 #: An observed factor is believed within this ratio of the expected one.
 _SURPRISE = 4.0
 
@@ -32,62 +31,10 @@ class CalendarError(Exception):
     """A calendar that cannot be used: each line has file:line, field and cause."""
 
 
-class Kind(StrEnum):
-    """Why demand changes."""
+class Event(Occurrence):
+    """An occurrence by its name in a calendar."""
 
-    BATCH = "batch"
-    CAMPAIGN = "campaign"
-    MAINTENANCE = "maintenance"
-
-
-class Repeats(StrEnum):
-    """How often an event comes again."""
-
-    DAILY = "daily"
-    WEEKLY = "weekly"
-
-    @property
-    def seconds(self) -> int:
-        """From one time to the next."""
-        return 86_400 if self is Repeats.DAILY else 604_800
-
-
-class Event(BaseModel):
-    """Something that multiplies the demand of some VMs by `factor` while it lasts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: Annotated[str, Field(min_length=1, max_length=100)]
-    kind: Kind
-    #: VMs by id, and by role or flavour; neither means all.
-    vms: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    #: None means all.
-    metrics: tuple[Metric, ...] = ()
-    starts: AwareDatetime
-    lasts: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=92))]
-    repeats: Repeats | None = None
-    #: After which it does not come again.
-    until: AwareDatetime | None = None
-    #: Expected demand over demand without it; maintenance stops a VM unless it says otherwise.
-    factor: Annotated[float, Field(ge=0, le=MOST)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _maintenance_stops(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("kind") == "maintenance":
-            return {"factor": 0.0, **data}
-        return data
-
-    @model_validator(mode="after")
-    def _sense(self) -> Self:
-        if self.factor == 0 and self.kind is not Kind.MAINTENANCE:
-            raise ValueError("factor 0 means that nothing runs: that is kind: maintenance")
-        if self.repeats is not None and self.lasts.total_seconds() > self.repeats.seconds:
-            raise ValueError(f"lasts longer than it takes to come again ({self.repeats})")
-        if self.until is not None and self.until <= self.starts:
-            raise ValueError("until must be after starts")
-        return self
+    name: Annotated[str, Field(min_length=1, max_length=127)]
 
     def concerns(self, vm: str, group: str | None, metric: Metric) -> bool:
         """Whether it changes `metric` of `vm`, which is of `group`."""
@@ -173,6 +120,16 @@ def step_factors(calendar: Calendar, target: Target, origin: int, steps: int) ->
     largest."""
     bins = calendar.factors(origin, steps * target.bins).reshape(steps, target.bins)
     return np.asarray(bins.max(axis=1) if target.peak else bins.mean(axis=1))
+
+
+def recorded(records: Iterable[CalendarEvent]) -> Calendar:
+    """The calendar of what operators told the store."""
+    return Calendar(
+        tuple(
+            Event.model_validate({"name": record.id, **record.model_dump(exclude={"id"})})
+            for record in sorted(records, key=lambda record: record.id)
+        )
+    )
 
 
 def load(path: Path) -> Calendar:

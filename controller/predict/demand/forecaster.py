@@ -71,8 +71,11 @@ class Forecaster:
     _peers: dict[Metric, Peers] = field(default_factory=dict)
     _misses: dict[_Key, list[tuple[int, Misses]]] = field(default_factory=dict)
 
-    def load(self, family: str) -> bool:
-        """Take the newest whole model of `family` into use; whether there is one."""
+    def load(self, family: str, again: bool = True) -> bool:
+        """Take the newest whole model of `family` into use, unless there is one in use and it
+        is not `again` to be looked for; whether there is one."""
+        if not again and family in self._models:
+            return True
         kept = self.store.newest(family)
         if kept is not None:
             self._models[family] = kept.model
@@ -103,11 +106,11 @@ class Forecaster:
             if not self.ledger.knows(panel.metric, model):
                 self.ledger.enter([o for o in tried.outcomes if o[0].metric is panel.metric])
 
-    def rehearse(self, panel: Panel, targets: Sequence[Target]) -> None:
-        """Try all models on the last days of `panel`, where no record of forecasts is at hand to
-        choose and calibrate by."""
+    def rehearse(self, panel: Panel, targets: Sequence[Target], candidates: bool = True) -> None:
+        """Try all models (`others` only if `candidates`) on the last days of `panel`, where no
+        record of forecasts is at hand to choose and calibrate by."""
         past = without(panel, self._calendars(panel))
-        models = [m for m in self._candidates(past, True) if m.name != newcomers.NAME]
+        models = [m for m in self._candidates(past, candidates) if m.name != newcomers.NAME]
         held = min(HELD_OUT * DAY_BINS, past.bins)
         self._begin(
             past, [t for t in (trial(m, [past], held, targets) for m in models) if t.outcomes]
@@ -187,6 +190,10 @@ class Forecaster:
         calibration = self.calibration(past.metric, target, model)
         # Sorted first: widths, by which groups are told apart, are of quantiles in order.
         return calibration.apply(np.sort(told, axis=-1), scale) if calibration else told
+
+    def calibrated(self, metric: Metric) -> bool:
+        """Whether the misses of any forecast of `metric` are known."""
+        return any(key[0] is metric for key in self._misses)
 
     def calibration(self, metric: Metric, target: Target, model: str) -> Calibration | None:
         """How quantiles are moved at present; None where no forecast has been settled."""
