@@ -379,7 +379,7 @@ def test_a_brain_forecasts_by_itself(tmp_path):
         values = {"cpu": rhythm(2, 1)[0].tolist()}
         told = batch(1, times, values, subjects=["vm0"] * len(times), sent_at=time.time())
         found.call("POST", "/v1/samples", to_msgpack_body(told), media=MSGPACK)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while (answer := found.call("GET", "/v1/forecasts/vm0")).status == 404:
             assert time.monotonic() < deadline, answer.body
             time.sleep(0.2)
