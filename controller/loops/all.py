@@ -14,6 +14,7 @@ from controller.loops.deliveries import Alertmanager, Webhooks
 from controller.loops.demand import Demand
 from controller.loops.investigations import Investigations
 from controller.loops.paths.loop import Paths
+from controller.loops.responses import Responses
 from controller.observe.anomalies import rules
 from controller.settings import Settings
 
@@ -27,6 +28,7 @@ def loops_of(settings: Settings) -> list[Loop]:
         Anomalies(settings, ruled),
         Behaviours(settings, ruled),
         Investigations(told),
+        Responses(),
     ]
     if told.webhooks:
         loops.append(Webhooks(told))
