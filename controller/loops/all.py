@@ -10,6 +10,7 @@ from controller.loops.anomalies import Anomalies
 from controller.loops.bandwidth import Sharing
 from controller.loops.base import Loop
 from controller.loops.behaviour import Behaviours
+from controller.loops.conversations import Conversations
 from controller.loops.deliveries import Alertmanager, Webhooks
 from controller.loops.demand import Demand
 from controller.loops.investigations import Investigations
@@ -26,6 +27,7 @@ def loops_of(settings: Settings) -> list[Loop]:
     loops: list[Loop] = [
         Keeping(told, ruled),
         Anomalies(settings, ruled),
+        Conversations(settings, ruled),
         Behaviours(settings, ruled),
         Investigations(told),
         Responses(),

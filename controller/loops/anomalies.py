@@ -43,16 +43,19 @@ STEPS = 288
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Makes alerts of signals, in a transaction."""
+    """Makes alerts of signals, in a transaction; `once` as for `book.enter`."""
 
     signals: Sequence[Signal]
     rules: Rules
     telling: book.Telling
-    mark: tuple[str, float]
+    mark: tuple[str, float] | None
     now: float
+    once: bool = False
 
     def __call__(self, transaction: Transaction) -> None:
-        found = book.enter(transaction, self.signals, self.rules, self.telling, self.now, self.mark)
+        found = book.enter(
+            transaction, self.signals, self.rules, self.telling, self.now, self.mark, once=self.once
+        )
         for alert in found:
             fields = {"alert": alert.id, "vm": alert.vm, "kind": alert.kind, "why": alert.why}
             log.warning("out of the ordinary", extra=fields)

@@ -11,11 +11,12 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from sqlalchemy import func, select
 
 from controller.loops.anomalies import Told
 from controller.loops.base import Ground
@@ -26,7 +27,7 @@ from controller.observe.anomalies.rules import Rules
 from controller.observe.behaviour import album, portrait
 from controller.observe.behaviour.album import Behaviour, Near, Role, week_of
 from controller.settings import Settings
-from controller.store import Transaction
+from controller.store import Transaction, schema
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ TURN_MOST = 64
 AGAIN_S = 1_800.0
 #: VMs that behave alike, of those that are told.
 NEAR = 5
+#: Seconds of the past in which VMs of a role communicate alike, and kinds of communication.
+TALKS_S = 7 * 86_400.0
+_KINDS = 100
 #: Groups of VMs by which a role is described.
 _GROUPS = 3
 
@@ -153,9 +157,8 @@ class Behaviours:
             return
         vectors = np.array([self._vectors[vm, newest[vm]] for vm in vms])
         members = {role.id: role.members for role in before.values()}
-        groups, signals = await ground.pool.run(
-            regroup, members, vms, vectors, np.zeros((len(vms), 0)), now
-        )
+        talks = await asyncio.to_thread(_kinds, ground, vms, now)
+        groups, signals = await ground.pool.run(regroup, members, vms, vectors, talks, now)
         belongs = _groups_of(state)
         await ground.write(_KeepRoles(tuple(groups), before, now, belongs))
         if signals:
@@ -200,6 +203,32 @@ class _KeepRoles:
 def _groups_of(state: State) -> Callable[[str], tuple[str, ...]]:
     held = {vm.id: tuple(vm.groups) for vm in state.vms.values()}
     return lambda vm: held.get(vm, ())
+
+
+def _kinds(ground: Ground, vms: list[str], now: float) -> portrait.Array:
+    """How much each VM communicated lately, (VMs, kinds): a kind is who began, a protocol and a
+    port; those of which there is most, in bytes."""
+    c = schema.signature_hour.c
+    size = func.sum(c.bytes_out + c.bytes_in)
+    since = int((now - TALKS_S) // 3_600)
+    places = {vm: place for place, vm in enumerate(vms)}
+    sums: dict[tuple[bool, str, int], dict[int, float]] = defaultdict(dict)
+    with ground.store.reading() as connection:
+        for began, whose in ((True, c.vm), (False, c.peer)):
+            query = (
+                select(whose.label("whose"), c.protocol, c.port, size.label("size"))
+                .where(c.hour >= since)
+                .group_by(whose, c.protocol, c.port)
+            )
+            for row in connection.execute(query):
+                if row.whose in places:
+                    sums[began, row.protocol, row.port][places[row.whose]] = float(row.size)
+    most = sorted(sums, key=lambda kind: (-sum(sums[kind].values()), kind))[:_KINDS]
+    found = np.zeros((len(vms), len(most)))
+    for column, kind in enumerate(most):
+        for place, value in sums[kind].items():
+            found[place, column] = value
+    return found
 
 
 def _roles(ground: Ground) -> dict[str, Role]:

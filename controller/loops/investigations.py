@@ -12,18 +12,20 @@ import time
 from dataclasses import asdict, replace
 
 from pydantic_core import to_json
+from sqlalchemy import Connection
 
 from controller.history.errors import HistoryError
 from controller.history.series import Series
 from controller.loops.base import Ground
 from controller.model.metrics import Scope, metrics_of
+from controller.model.signatures import Refused, Talked
 from controller.model.state import State
 from controller.observe.anomalies import book, evidence
 from controller.observe.anomalies.alerts import Alert
 from controller.observe.anomalies.evidence import AFTER_S, BEFORE_S, NEAR_S, USUAL_S, Bundle, Json
 from controller.observe.behaviour import album
 from controller.settings import AlertSettings
-from controller.store import Transaction
+from controller.store import Transaction, signatures
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ _STEP_S = 300.0
 _VMS = 500
 #: Entries of the audit log that are looked at.
 _AUDIT = 500
+#: Signatures of a VM that are looked at.
+_ROWS = 5_000
 
 
 class Investigations:
@@ -152,6 +156,7 @@ def _recorded(ground: Ground, alert: Alert, bundle: Bundle, beside: tuple[str, .
         near = dict.fromkeys(role.members[:_VMS] if role is not None else (), "of its role")
         near |= {**dict.fromkeys(beside, "on its host"), alert.vm: "itself"}
         others = book.around(connection, list(near), first, last, evidence.MOST)
+        talks, denials = _talks(connection, alert.vm, first, last)
     told: Json = {}
     if role is not None:
         told = {**asdict(role), "members": role.members[: evidence.MOST]}
@@ -163,7 +168,33 @@ def _recorded(ground: Ground, alert: Alert, bundle: Bundle, beside: tuple[str, .
             {**_told(other), "near": near[other.vm]} for other in others if other.id != alert.id
         ],
         changes=_changes(ground, alert),
+        talks=talks,
+        denials=denials,
     )
+
+
+def _talks(
+    connection: Connection, vm: str, first: float, last: float
+) -> tuple[list[Json], list[Json]]:
+    """With whom a VM talked in these hours, new ones and those with most bytes first, and what
+    it was denied, or others were of it."""
+    since, until = int(first // 3_600), int(last // 3_600) + 1
+    mine = signatures.Asked(vm=vm, since=since, until=until)
+    of_it = signatures.Asked(peer=vm, since=since, until=until)
+    talked = signatures.find(connection, Talked, mine, _ROWS)
+    before = signatures.Asked(vm=vm, until=since)
+    known = {_key(one) for one in signatures.find(connection, Talked, before, _ROWS)}
+    talks = [{**asdict(one), "new": _key(one) not in known} for one in talked]
+    talks.sort(key=lambda one: (not one["new"], -one["bytes_out"] - one["bytes_in"], one["peer"]))
+    refused = [
+        one for asked in (mine, of_it) for one in signatures.find(connection, Refused, asked, _ROWS)
+    ]
+    refused.sort(key=lambda one: (-one.packets, one.vm, one.peer))
+    return talks, [asdict(one) for one in refused]
+
+
+def _key(one: Talked) -> tuple[str, str, str, int]:
+    return one.vm, one.peer, one.protocol, one.port
 
 
 def _changes(ground: Ground, alert: Alert) -> list[Json]:

@@ -83,7 +83,7 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
         "of web-2 (of its role): alert 3, scan: tried much",
         "changed within the hour before: host.delete of host h3 by ann at 00:43:20 UTC",
         "denied: 9 packets from web-1 to db-2 tcp/22",
-        "talked most with: db-1 tcp/5432 (5e+06 bytes out, 1000 in, for the first time); "
+        "talked with: db-1 tcp/5432 (5e+06 bytes out, 1000 in, for the first time); "
         "db-1 tcp/5432 (5e+06 bytes out, 1000 in)",
         "answers: " + "; ".join(["TLS at tcp/443 (confirmed, risky: old)"] * 5) + "; and 65 more",
         "64 packets are kept with it (GET .../packets.pcap)",

@@ -103,9 +103,12 @@ def enter(
     telling: Telling,
     now: float,
     mark: tuple[str, float] | None = None,
+    *,
+    once: bool = False,
 ) -> list[Alert]:
     """Make alerts of signals at `now`, and set the mark of their finder: its name and up to when
-    it has seen."""
+    it has seen. With `once`, of a thing nothing counts that is not newer than what is known of
+    it, be that closed or not, unless it is worse than what stands."""
     known = -float("inf")
     if mark is not None:
         before = mark_of(transaction, mark[0])
@@ -113,9 +116,15 @@ def enter(
         if mark[1] > known:
             set_mark(transaction, *mark)
     fresh = sorted((s for s in rules.wanted(signals) if s.at > known), key=lambda s: s.at)
-    if not fresh:
-        return []
     standing = _standing(transaction, {signal.key for signal in fresh})
+    if once and fresh:
+        last = _last(transaction, fresh)
+        fresh = [
+            signal
+            for signal in fresh
+            if signal.at > last.get(signal.key, -float("inf"))
+            or (signal.key in standing and _worse(rules, signal, standing[signal.key]))
+        ]
     changed: dict[str, Alert] = {}
     loud: set[str] = set()
     for signal in fresh:
@@ -345,6 +354,19 @@ def _standing(transaction: Transaction, keys: set[str]) -> dict[str, Alert]:
         query = query.where(_ALERT.c.standing.in_(sorted(keys)))
     rows = transaction.read(query)
     return {row.standing: _kept(row).alert for row in rows}
+
+
+def _worse(rules: Rules, signal: Signal, alert: Alert) -> bool:
+    return rules.severity(signal).rank > alert.severity.rank
+
+
+def _last(transaction: Transaction, signals: Sequence[Signal]) -> dict[str, float]:
+    """When each of these things was last found, as far as that matters."""
+    c = _ALERT.c
+    oldest = min(signal.at for signal in signals)
+    query = select(c.kind, c.vm, c.metric, func.max(c.last_at).label("at"))
+    query = query.where(c.last_at >= oldest).group_by(c.kind, c.vm, c.metric)
+    return {f"{row.kind}/{row.vm}/{row.metric}": row.at for row in transaction.read(query)}
 
 
 def _put(transaction: Transaction, alert: Alert, telling: Telling | None, now: float) -> int:

@@ -75,7 +75,7 @@ def words(alert: Alert, bundle: Bundle) -> tuple[str, ...]:
         *_of_others(alert, bundle),
         *_listed("changed within the hour before", bundle.changes, _change),
         *_listed("denied", bundle.denials, _denial),
-        *_listed("talked most with", bundle.talks, _talk),
+        *_listed("talked with", bundle.talks, _talk),
         *_listed("answers", bundle.services, _service),
         *_of_packets(bundle.packets),
         *bundle.missing,
