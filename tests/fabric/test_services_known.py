@@ -122,6 +122,40 @@ def test_of_a_long_connection_little_is_copied(world: World, guests: tuple[LabVm
     assert 3 <= copied(world, edge) - before <= 16
 
 
+def test_of_datagrams_that_nobody_answers_little_is_copied(
+    world: World, guests: tuple[LabVm, LabVm]
+) -> None:
+    client, server = guests
+    edge = server.edge_of(server.active or "")
+    before = copied(world, edge)
+    with netns.entered(server.name):
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with netns.entered(client.name):
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with silent, one:
+        silent.bind((str(server.ipv4), 514))
+        silent.settimeout(20)
+        for number in range(100):
+            one.sendto(b"%d" % number, (str(server.ipv4), 514))
+            assert silent.recv(100) == b"%d" % number
+    assert 3 <= copied(world, edge) - before <= 16
+    assert "b:udp:514" not in services(world)
+
+
+def test_a_service_is_looked_at_again(world: World, guests: tuple[LabVm, LabVm]) -> None:
+    client, server = guests
+    talk(client, server, 8127, HTTP)
+    wait_until(lambda: "b:tcp:8127" in services(world), "the service is known")
+    first = services(world)["b:tcp:8127"]
+    with world.deployment.store.transaction() as tx:
+        tx.put(first.model_copy(update={"due": 0.0}))
+    wait_until(lambda: services(world)["b:tcp:8127"].tapped, "it is due")
+    world.applied()
+    talk(client, server, 8127, REDIS)
+    wait_until(lambda: not services(world)["b:tcp:8127"].tapped, "it is known anew")
+    assert services(world)["b:tcp:8127"].application == "RESP"
+
+
 def test_a_scan_finds_no_services(world: World, guests: tuple[LabVm, LabVm]) -> None:
     client, server = guests
     known = set(services(world))
