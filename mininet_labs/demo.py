@@ -1,12 +1,14 @@
 """The main job, shown: `make demo`.
 
 A leaf-spine fabric of real Open vSwitch bridges, the two processes of Pleach with embedded
-storage, VMs placed by REST, traffic, a migration under traffic, and both processes killed and
-started again. Every step prints what was measured; a table closes it.
+storage, VMs placed by REST, traffic, a service that is recognised, a limit on a VM, a migration
+under traffic, and both processes killed and started again. Every step prints what was measured;
+a table closes it.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controller.model.nouns import Host, Nic, Subnet, Tenant, Vm
+from controller.model.nouns import Host, Nic, RateLimit, Service, Subnet, Tenant, Vm
 from mininet_labs.deployment import Deployment, Process, wait_until
 from mininet_labs.lab import Lab
 from mininet_labs.sandbox import inside
@@ -36,6 +38,8 @@ SUBNETS = (
     ("blue-front", "blue", "10.0.0.0/24"),
 )
 RATE = 1_000
+#: What db-1 serves over HTTP, where, and how fast it may in the end.
+PORT, SERVED_BYTES, LIMIT_KBIT = 80, 4 << 20, 8_000
 
 
 @dataclass(slots=True)
@@ -77,8 +81,8 @@ def lost_in(results: tuple[FlowResult, FlowResult]) -> str:
 class Demo:
     """One run of it."""
 
-    def __init__(self, lab: Lab, deployment: Deployment, report: Report) -> None:
-        self.lab, self.deployment, self.report = lab, deployment, report
+    def __init__(self, lab: Lab, deployment: Deployment, report: Report, served: Path) -> None:
+        self.lab, self.deployment, self.report, self.served = lab, deployment, report, served
         self.guests: dict[str, LabVm] = {}
         self.addresses: dict[str, str] = {}
 
@@ -87,6 +91,8 @@ class Demo:
         self.discover()
         self.place()
         self.reach()
+        self.observe()
+        self.limit()
         self.migrate()
         self.kill("southbound")
         self.kill("brain")
@@ -165,6 +171,46 @@ class Demo:
             f"{len(leak.heard)} of {len(other)} pairs leak",
             not leak.heard,
         )
+
+    def observe(self) -> None:
+        """What a VM offers is told from the first packets of who asks it."""
+        self.report.step("db-1 begins to serve HTTP, which nobody tells Pleach; web-1 asks it")
+        self.guests["db-1"].popen(
+            *(sys.executable, "-m", "http.server", str(PORT), "--directory", str(self.served)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: self.fetch("web-1") is not None, "db-1 answers")
+        client = self.deployment.client
+        wait_until(lambda: any(client.list(Service, vm="db-1")), "its service is known")
+        known = next(client.list(Service, vm="db-1"))
+        self.report.result(
+            f"port {known.port} of db-1",
+            f"{known.application} ({known.category}), {known.how} by {known.packets} packets",
+            known.application == "HTTP",
+        )
+
+    def limit(self) -> None:
+        """A VM is given a limit, and has it."""
+        self.report.step(f"db-1 may send {LIMIT_KBIT} kbit/s from now on (`pleach bandwidth`)")
+        client = self.deployment.client
+        before = self.fetch("web-1")
+        client.limit(RateLimit(vm="db-1", out_kbit=LIMIT_KBIT))
+        client.vm("db-1", wait=True)
+        after = self.fetch("web-1")
+        client.unlimit("db-1")
+        self.report.result(
+            f"{SERVED_BYTES >> 10} KiB from db-1",
+            f"{before or 0:.0f} kbit/s, limited {after or 0:.0f} kbit/s",
+            before is not None and after is not None and after < before,
+        )
+
+    def fetch(self, name: str) -> float | None:
+        """A guest gets what db-1 serves: kbit/s, or None where it does not answer."""
+        url = f"http://{self.addresses['db-1']}:{PORT}/file"
+        begin = time.monotonic()
+        got = self.guests[name].run("curl", "-sf", "-m", "20", "-o", "/dev/null", url, timeout_s=25)
+        return SERVED_BYTES * 8e-3 / (time.monotonic() - begin) if got.returncode == 0 else None
 
     def migrate(self) -> None:
         """A VM moves while it talks."""
@@ -266,7 +312,10 @@ def main() -> int:
         started = timed(deployment.start)
         report.result("brain and southbound process listen", f"after {started:.2f} s", True)
         with Lab(fabric, controller=deployment.controller) as lab:
-            Demo(lab, deployment, report).run()
+            served = Path(directory) / "served"
+            served.mkdir()
+            (served / "file").write_bytes(bytes(SERVED_BYTES))
+            Demo(lab, deployment, report, served).run()
     print(f"\n{report.table()}\n")
     return 0 if all(good for _, _, good in report.rows) else 1
 
