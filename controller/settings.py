@@ -789,7 +789,7 @@ def _explain(
     source: str,
     root: type[BaseModel] | None = None,
 ) -> Problem:
-    loc = tuple(str(part) for part in error["loc"])
+    loc = tuple(str(part) for part in error["loc"] if part != "[key]")
     at = loc
     while at not in places and at:
         at = at[:-1]

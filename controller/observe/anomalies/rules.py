@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from controller.model.metrics import METRICS, Scope
 from controller.observe.anomalies.alerts import Kind, Severity, Signal
@@ -19,6 +19,15 @@ from controller.settings import Section, read_policy
 #: The rules that come with Pleach.
 DEFAULT = Path(__file__).parents[3] / "policies" / "alerts.yaml"
 
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS or METRICS[name].scope is not Scope.VM:
+        known = ", ".join(m.name for m in METRICS.values() if m.scope is Scope.VM)
+        raise ValueError(f"there is no metric {name} of VMs: there are {known}")
+    return name
+
+
+_Metric = Annotated[str, AfterValidator(_known_metric)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=127)]
 _Score = Annotated[float, Field(ge=1, le=1e6)]
 _Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
@@ -45,31 +54,19 @@ class PatternRules(KindRules):
 
     quiet_s: _Seconds = 21_600.0
     false_per_week: Annotated[float, Field(gt=0, le=1e6)] = 10.0
-    metrics: Annotated[dict[str, MetricRules], Field(default_factory=dict)]
-
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: dict[str, MetricRules]) -> dict[str, MetricRules]:
-        for name in metrics:
-            _known_metric(name)
-        return metrics
+    metrics: Annotated[dict[_Metric, MetricRules], Field(default_factory=dict)]
 
 
 class Limit(Section):
     """A metric must not be above (or below) something for `for_s` seconds."""
 
-    metric: str
+    metric: _Metric
     above: float | None = None
     below: float | None = None
     for_s: Annotated[float, Field(ge=300, le=86_400)] = 900.0
     severity: Annotated[Severity, Field(strict=False)] = Severity.WARNING
     #: Which VMs; without, all.
     vms: Annotated[tuple[_Pattern, ...], Field(strict=False)] = ()
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        return _known_metric(metric)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -120,10 +117,3 @@ def load(path: Path | None = None) -> Rules:
     """The rules of a file, by default of what comes with Pleach. Raises SettingsError with
     everything that is wrong with it."""
     return read_policy(Rules, path or DEFAULT)
-
-
-def _known_metric(name: str) -> str:
-    if name not in METRICS or METRICS[name].scope is not Scope.VM:
-        known = ", ".join(m.name for m in METRICS.values() if m.scope is Scope.VM)
-        raise ValueError(f"there is no metric {name} of VMs: there are {known}")
-    return name
