@@ -454,6 +454,9 @@ class AgentSettings(Section):
     bridge: str = ""
     #: The switch's database, `unix:/PATH` or `tcp:HOST:PORT`.
     ovsdb: Annotated[str, AfterValidator(_ovsdb)] = "unix:/var/run/openvswitch/db.sock"
+    #: Mbit/s that each port of the bridge carries: it then gets a queue for each class of
+    #: `bandwidth.policy`. 0: none, and what there is of ours is taken off.
+    port_mbps: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     #: Connections known to this host, beyond which they are not counted by VM.
     max_connections: Annotated[int, Field(ge=0)] = 100_000
     #: The interface behind the DPI port of the host's switch, at which first packets of services

@@ -17,16 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controller.act.queues.plan import plan
 from controller.agent import mapping
 from controller.agent.hypervisor import Libvirt
 from controller.agent.naming import Names
 from controller.agent.outbox import Outbox
 from controller.agent.prometheus import Prometheus
+from controller.agent.queues import Queues
 from controller.agent.sending import Sender
 from controller.agent.tap import Tap
 from controller.agent.tasks import Crew, Task, Workplace
 from controller.agent.watching import Gauge, Watcher
 from controller.client import Client
+from controller.decide.bandwidth import qos
 from controller.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,6 +77,8 @@ class Agent:
             self.watcher.source = self._switch
         if self._switch is not None and chosen.max_connections:
             gauges.append(self._connections(self._switch))
+        if self._switch is not None:
+            self._tasks.append(_queues(self._switch, settings))
         self.watcher.gauges = gauges
         self._prometheus: Prometheus | None = None
         if chosen.prometheus:
@@ -161,6 +166,20 @@ class Agent:
             beside.replace(file)
         except OSError as error:
             log.warning("the status cannot be written", extra={"cause": str(error)})
+
+
+def _queues(switch: Switch, settings: Settings) -> Queues:
+    """The task of queues, as the settings ask for. Raises SettingsError."""
+    chosen, wanted = settings.agent, None
+    if chosen.port_mbps:
+        policy = qos.load(settings.bandwidth.policy)
+        wanted = plan(policy.classes, policy.default, chosen.port_mbps * 1e6)
+
+    def ports() -> tuple[str, ...]:
+        here = {name for _, name in socket.if_nameindex()}
+        return tuple(plug.name for plug in switch.bridge().plugs if plug.name in here)
+
+    return Queues(ports, wanted, chosen.look_s)
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from controller.act.queues import tc
+from controller.act.queues.plan import plan
+from controller.agent.queues import Queues
+from controller.decide.bandwidth import qos
 from controller.model.nouns import RateLimit, Service
 from mininet_labs import netns
 from mininet_labs.deployment import wait_until
@@ -191,3 +194,21 @@ def test_queues_of_others_are_left_alone(world, guests):
         assert pleach("queues", "clear", "leaf2", "--port", port) == "nothing cleared"
     finally:
         netns.batch("tc", [f"qdisc del dev {port} root"])
+
+
+def test_the_agent_keeps_queues_and_takes_them_off(world, guests, caplog):
+    uplink = world.lab.cable_ports("leaf1")[0]
+    taken, free = guests["a"].active, guests["b"].active
+    policy = qos.load()
+    netns.batch("tc", [f"qdisc add dev {taken} root tbf rate 1mbit burst 10kb limit 10kb"])
+    try:
+        task = Queues(lambda: (taken, free, uplink), plan(policy.classes, policy.default, 1e7), 1.0)
+        assert task.look() == [free, uplink]
+        netns.batch("tc", [f"qdisc del dev {free} root"])
+        assert task.look() == [free]
+        assert task.look() == []
+        assert sum("tbf that is not ours" in r.getMessage() for r in caplog.records) == 1
+        assert Queues(lambda: (taken, free, uplink), None, 1.0).look() == [free, uplink]
+        assert not tc.show(uplink)
+    finally:
+        netns.batch("tc", [f"qdisc del dev {taken} root"])
