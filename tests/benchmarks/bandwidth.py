@@ -46,7 +46,7 @@ def solver(options: Options) -> Json:
     limited = sum(meter.limited_by is not None for meter in allocation.meters)
     result: Json = {
         "vms": vms,
-        "meters": len(allocation.meters),
+        "rates": len(allocation.meters),
         "resources": len(resources),
         "limited_by_a_resource": limited,
         "solve_s": round(seconds, 3),
