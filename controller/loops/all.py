@@ -31,6 +31,7 @@ def loops_of(settings: Settings) -> list[Loop]:
         Behaviours(settings, ruled),
         Investigations(told),
         Responses(),
+        Paths(settings.paths),
     ]
     if told.webhooks:
         loops.append(Webhooks(told))
@@ -38,8 +39,6 @@ def loops_of(settings: Settings) -> list[Loop]:
         loops.append(Alertmanager(told, told.alertmanager))
     if settings.bandwidth.enabled:
         loops.append(Sharing(settings.bandwidth, qos.load(settings.bandwidth.policy)))
-    if settings.paths.enabled:
-        loops.append(Paths(settings.paths))
     if settings.forecast.metrics:
         loops.append(Demand(settings.forecast, settings.state_dir, time.time()))
     return loops

@@ -42,6 +42,7 @@ from controller.model.nouns import (
     Route,
     RouteClass,
     Tunnel,
+    Way,
 )
 from controller.model.state import State
 from controller.settings import PathSettings, Settings
@@ -372,6 +373,21 @@ async def _no_history() -> History:
     raise HistoryUnavailable("away", "wait", "history")
 
 
+def standing_on(store: Store) -> Ground:
+    async def write(work: Callable[[Transaction], object]) -> object:
+        with store.transaction() as tx:
+            return work(tx)
+
+    return Ground(
+        settings=cast("Settings", None),
+        store=store,
+        state=store.snapshot,
+        write=write,
+        history=_no_history,
+        pool=cast("Pool", Here()),
+    )
+
+
 def test_the_loop_writes_routes_and_decisions_and_forgets_what_is_over(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
     state = fabric(SQUARE, [1, 4])
@@ -383,18 +399,7 @@ def test_the_loop_writes_routes_and_decisions_and_forgets_what_is_over(tmp_path:
         tx.put(Reservation(id="over", tunnel="t", rate=1, expires_at=now - 1))
         tx.put(Reservation(id="lasts", tunnel="t", rate=1, expires_at=now + 900))
 
-    async def write(work: Callable[[Transaction], object]) -> object:
-        with store.transaction() as tx:
-            return work(tx)
-
-    ground = Ground(
-        settings=cast("Settings", None),
-        store=store,
-        state=lambda: store.snapshot(),
-        write=write,
-        history=_no_history,
-        pool=cast("Pool", Here()),
-    )
+    ground = standing_on(store)
     loop = Paths(PathSettings(measure_s=60.0))
 
     def turn() -> list[str]:
@@ -427,6 +432,23 @@ def test_the_loop_writes_routes_and_decisions_and_forgets_what_is_over(tmp_path:
     turn()
     assert not store.snapshot().routes  # one edge has nobody to send to
     assert not any(isinstance(record, Route) for record in store.snapshot().records())
+    store.close()
+
+
+@pytest.mark.parametrize("settings", [{"enabled": False}, {"max_edges": 2}])
+def test_what_was_chosen_is_taken_away_where_nothing_is_to_be_chosen(
+    tmp_path: Path, settings: dict[str, int]
+) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
+    way = Way(nodes=(ONE, TWO, FOUR), tree=48, buckets=(0,))
+    with store.transaction() as tx:
+        for record in fabric(SQUARE, [1, 3, 4]).records():
+            tx.put(record)
+        tx.put(Route(ingress=ONE, egress=FOUR, ways=(way,)))
+        write_rows(tx, [Row(ONE, time.time(), {FOUR: {BULK: 1e9}})], 3_600)
+    asyncio.run(Paths(PathSettings.model_validate(settings)).turn(standing_on(store)))
+    assert not store.snapshot().routes
+    assert not decisions(store)
     store.close()
 
 

@@ -68,7 +68,8 @@ def _listed(names: list[str]) -> str:
 
 
 class Paths:
-    """The loop that keeps routes to what traffic and links are."""
+    """The loop that keeps routes to what traffic and links are; where paths are not to be
+    chosen, it takes away what was chosen before."""
 
     name = "paths"
 
@@ -99,7 +100,8 @@ class Paths:
             await ground.write(_Forget(now))
         if why is None:
             return
-        if not 2 <= len(fabric.edges) <= self._settings.max_edges:
+        usable = self._settings.enabled and len(fabric.edges) <= self._settings.max_edges
+        if not usable or len(fabric.edges) < 2:
             self._rest(seen)
             await self._planned_only(ground, standing, len(fabric.edges))
             return
@@ -160,7 +162,7 @@ class Paths:
     async def _planned_only(
         self, ground: Ground, standing: Mapping[str, Route], edges: int
     ) -> None:
-        if edges > self._settings.max_edges:
+        if self._settings.enabled and edges > self._settings.max_edges:
             log.warning(
                 "paths are not chosen: %d edges are more than paths.max_edges; all stays on the "
                 "planned trees",
