@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #: Name of the mark up to which strays were told.
 MARK = "roles"
 #: VMs of one turn at most, while some never had one.
-TURN_MOST = 64
+TURN_MOST = 32
 #: Seconds after which a VM of which too little was known is looked at again.
 AGAIN_S = 1_800.0
 #: VMs that behave alike, of those that are told.
