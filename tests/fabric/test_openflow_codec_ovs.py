@@ -479,7 +479,7 @@ def test_what_others_put_in_is_alien_and_can_be_removed_alone(session: Session) 
         "table=3,priority=10,tun_id=7,actions=drop",
         "table=3,priority=10,pkt_mark=0x5/0xf,reg1=5,actions=drop",
         "table=3,priority=10,in_port=5,actions=load:5->NXM_NX_XXREG0[]",
-        "table=3,priority=10,ip,in_port=6,actions=ct(commit,exec(load:1->NXM_NX_CT_MARK[0..7]))",
+        "table=3,priority=10,ip,in_port=6,actions=ct(commit,exec(move:NXM_NX_REG0[]->NXM_NX_CT_MARK[]))",
         "table=3,priority=10,in_port=7,actions=push_vlan:0x8100,output:reg1[3..9]",
         "table=3,priority=10,in_port=8,actions=resubmit(3,4),normal,note:01.02.03",
     )

@@ -65,24 +65,24 @@ def tap(view: FabricView, datapath: str) -> Entries:
         yield w.flow(table, 1, goto=after(table))
     if not view.tapping:
         return
+    port = view.dpi_port(datapath)
     for ethertype in (IPV4, IPV6):
         kind, icmp = (f.ETH_TYPE, ethertype), (f.IP_PROTO, _ICMP[ethertype])
         into, counts = TableId.TAP_IN, (f.CT_MARK, TAPPED, TAPPED)
         yield w.flow(TableId.COMMIT_IN, 20, kind, _NEW, counts, goto=after(TableId.COMMIT_IN))
         yield w.flow(into, 300, kind, _FIRST, icmp, goto=after(into))
-        yield w.flow(into, 100, kind, _FIRST, do=_copied(view, datapath, 1), goto=after(into))
+        yield w.flow(into, 100, kind, _FIRST, do=_copied(port, 1), goto=after(into))
         for count in range(1, PACKETS):
-            copy = _copied(view, datapath, count + 1)
+            copy = _copied(port, count + 1)
             for table, reply in ((TableId.TAP_OUT, CT_REPLY), (into, 0)):
                 way = (f.CT_STATE, CT_TRACKED | reply, CT_TRACKED | CT_REPLY)
                 counted = (f.CT_MARK, TAPPED | count, _MARK)
                 yield w.flow(table, 100, kind, way, counted, do=copy, goto=after(table))
 
 
-def _copied(view: FabricView, datapath: str, count: int) -> tuple[Act, ...]:
-    """Count the packet, and give a copy to who looks at it."""
+def _copied(port: int | None, count: int) -> tuple[Act, ...]:
+    """Count the packet, and give a copy to who looks at it: at a port, or the controller."""
     counted = Ct(ZONE, commit=True, sets=(SetField(f.CT_MARK, TAPPED | count, _MARK),))
-    port = view.dpi_port(datapath)
     if port is None:
         return (Clone((counted, ToMeter(MeterId.TAP), Output(CONTROLLER))),)
     return (Clone((counted, ToMeter(MeterId.DPI), Output(port))),)
