@@ -72,7 +72,6 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
         role={"id": "role-4", "count": 12},
         alerts=[other],
         changes=[change],
-        packets={"count": 64},
         missing=("metrics are missing: the disk is gone",),
     )
     held = evidence.as_json(ALERT, bundle, 1e5, complete=True)
@@ -86,11 +85,8 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
         "talked with: db-1 tcp/5432 (5e+06 bytes out, 1000 in, for the first time); "
         "db-1 tcp/5432 (5e+06 bytes out, 1000 in)",
         "answers: " + "; ".join(["TLS at tcp/443 (confirmed, risky: old)"] * 5) + "; and 65 more",
-        "64 packets are kept with it (GET .../packets.pcap)",
         "metrics are missing: the disk is gone",
     )
     assert len(held["services"]) == MOST
     assert (held["gathered_at"], held["complete"]) == (1e5, True)
     json.dumps(held)
-    trouble = Bundle(packets={"trouble": "its switch is not connected"})
-    assert "no packets: its switch is not connected" in evidence.words(ALERT, trouble)
