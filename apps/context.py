@@ -22,8 +22,8 @@ from controller.act.dataplane.rollout import Rollout, Step
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import format_dpid
 from controller.model.nouns import Datapath, Link, Port, Record
-from controller.model.signatures import Observed, Signature
 from controller.model.state import Change
+from controller.observe.signatures.book import observed_of
 from controller.settings import CONFIG, Settings, load
 from controller.store import signatures
 from controller.store.errors import FeedCompacted, StoreError
@@ -72,8 +72,9 @@ class Southbound:
         with self.store.reading() as connection:
             #: How far the counters of signatures had counted when this process began.
             self.readings = signatures.readings(connection)
+        observed = observed_of(self.readings, self.settings.signatures)
         tapping = self.settings.dpi.tap
-        self.compiler = Compiler(self.store.snapshot(), self._observed(), tapping=tapping)
+        self.compiler = Compiler(self.store.snapshot(), observed, tapping=tapping)
         self._following = hub.Semaphore(1)
         self._bell = self.store.bell("southbound")
         #: Who is told of links and ports that differ, by what was and what is; from within a
@@ -86,17 +87,6 @@ class Southbound:
         spawn(self.forever, self._follow_bell)
         spawn(self.forever, self._report_progress)
         spawn(self.forever, self._roll)
-
-    def _observed(self) -> Observed:
-        """What was counted when the process before this one ended."""
-        wanted = self.settings.signatures
-        observed = Observed(prefix4=wanted.prefix4, prefix6=wanted.prefix6)
-        for reading in self.readings:
-            mac, peer, protocol, port = reading.counter
-            if reading.kept and peer is not None:
-                signature = Signature(reading.vm, mac, peer, protocol, port)
-                observed.signatures.setdefault(reading.vm, set()).add(signature)
-        return observed
 
     @property
     def view(self) -> FabricView:

@@ -725,3 +725,57 @@ class Roles(Reply):
     """All roles, the largest first."""
 
     items: tuple[RoleInfo, ...]
+
+
+class SignatureInfo(Reply):
+    """Who talks to whom: `vm` began `connections` by a protocol to a port (0 where it has none) of
+    `peer`: a VM of its tenant, a prefix if `external`, or "*" for all beyond those that are told
+    apart. Packets and bytes (of frames) are counted by the switches, `out` what `vm` sent.
+    `application` is what is known to answer there. `hour` is the beginning of the hour, or of the
+    first one where hours are added up; all times are Unix seconds, UTC."""
+
+    vm: str
+    peer: str
+    protocol: str
+    port: int
+    tenant: str
+    external: bool
+    application: str | None
+    hour: float
+    connections: int
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+    first_at: float
+    last_at: float
+
+
+class Signatures(Reply):
+    """One page of signatures by VM, peer, protocol and port; `next` is to be given as `after`."""
+
+    items: tuple[SignatureInfo, ...]
+    next: str | None
+
+
+class DenialInfo(Reply):
+    """What access denied: as for signatures. `vm` is an address where no VM has it."""
+
+    vm: str
+    peer: str
+    protocol: str
+    port: int
+    tenant: str
+    external: bool
+    hour: float
+    packets: int
+    bytes: int
+    first_at: float
+    last_at: float
+
+
+class Denials(Reply):
+    """One page of denials by VM, peer, protocol and port; `next` is to be given as `after`."""
+
+    items: tuple[DenialInfo, ...]
+    next: str | None

@@ -29,6 +29,7 @@ from controller.commands import (
     queues,
     records,
     services,
+    signatures,
     southbound,
     supervise,
     vm,
@@ -68,6 +69,8 @@ app.command("roles")(behaviour.roles)
 app.command("forecast")(forecast.forecast)
 app.command("history")(history.history)
 app.command("services")(services.services)
+app.command("signatures")(signatures.signatures)
+app.command("denials")(signatures.denials)
 app.command("paths")(paths.paths)
 
 Plain = Annotated[

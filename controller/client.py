@@ -37,6 +37,8 @@ from controller.api import (
     BatchReply,
     BehaviourInfo,
     Changes,
+    DenialInfo,
+    Denials,
     EventReply,
     Explained,
     Fault,
@@ -61,6 +63,8 @@ from controller.api import (
     Roles,
     SampleBatch,
     SampleReply,
+    SignatureInfo,
+    Signatures,
     TokenInfo,
     Tokens,
     TokenSecret,
@@ -507,6 +511,26 @@ class Client:
         """Say that it is over."""
         path = f"/v1/alerts/{number}/close"
         return self._parse(AlertInfo, self._call("POST", path, body=AlertNote(note=note)))
+
+    def signatures(self, **filters: str | float | None) -> Iterator[SignatureInfo]:
+        """Who talks to whom, read page by page; filters: vm, peer, protocol, port, tenant, since,
+        until (Unix seconds), hourly ("true" for one item an hour)."""
+        return self._pages("/v1/signatures", Signatures, filters)
+
+    def denials(self, **filters: str | float | None) -> Iterator[DenialInfo]:
+        """What access denied, read page by page; filters as of `signatures`."""
+        return self._pages("/v1/denials", Denials, filters)
+
+    def _pages(
+        self, path: str, kind: type[Any], filters: Mapping[str, str | float | None]
+    ) -> Iterator[Any]:
+        query = {name: str(value) for name, value in filters.items() if value is not None}
+        while True:
+            page = self._parse(kind, self._call("GET", path, query={"limit": "1000", **query}))
+            yield from page.items
+            if page.next is None:
+                return
+            query["after"] = page.next
 
     def behaviour(self, vm: str) -> BehaviourInfo:
         """How a VM behaves, and who behaves like it."""

@@ -12,10 +12,13 @@ from starlette.responses import Response
 from controller.act.dataplane.explain import explain
 from controller.api import Explained, ExplainedRule
 from controller.model.addresses import format_dpid, parse_dpid
+from controller.model.signatures import Observed
 from controller.northbound.brain import Brain, reply
 from controller.northbound.documents import replies
 from controller.northbound.problems import INVALID, Problem
 from controller.northbound.record_routes import no_such
+from controller.observe.signatures.book import observed_of
+from controller.store.signatures import readings
 
 
 def router(brain: Brain) -> APIRouter:
@@ -48,11 +51,17 @@ def router(brain: Brain) -> APIRouter:
             datapath=dpid,
             cookie=None if cookie is None else int(cookie, 0),
             tapping=brain.settings.dpi.tap,
+            observed=await asyncio.to_thread(_observed, brain),
         )
         items = tuple(ExplainedRule(**asdict(rule)) for rule in found[:limit])
         return reply(Explained(revision=state.revision, total=len(found), items=items))
 
     return routes
+
+
+def _observed(brain: Brain) -> Observed:
+    with brain.store.reading() as connection:
+        return observed_of(readings(connection), brain.settings.signatures)
 
 
 def _dpid(text: str) -> str:

@@ -37,6 +37,7 @@ from controller.northbound import (
     record_routes,
     sample_routes,
     service_routes,
+    signature_routes,
     token_routes,
     tunnel_routes,
 )
@@ -83,6 +84,7 @@ def application(brain: Brain) -> Gate:
     app.state.documented += [*alert_routes.MODELS, *behaviour_routes.MODELS]
     app.state.documented += bandwidth_routes.MODELS
     app.state.documented += service_routes.MODELS
+    app.state.documented += signature_routes.MODELS
     app.state.documented += path_routes.MODELS
     app.state.documented += tunnel_routes.MODELS
     app.state.documented += forecast_routes.MODELS
@@ -98,6 +100,7 @@ def application(brain: Brain) -> Gate:
         behaviour_routes,
         bandwidth_routes,
         service_routes,
+        signature_routes,
         path_routes,
         tunnel_routes,
         forecast_routes,

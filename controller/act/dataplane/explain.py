@@ -18,6 +18,7 @@ from controller.act.dataplane.openflow.aliens import AlienFlow, AlienGroup, Alie
 from controller.act.dataplane.pipeline import TABLES, Owner, TableId, owner_of
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import mac_from_int
+from controller.model.signatures import Observed
 from controller.model.state import State
 
 _MACS = {f.ETH_SRC, f.ETH_DST, f.ARP_SHA, f.ARP_THA, f.ND_SLL, f.ND_TLL}
@@ -25,6 +26,8 @@ _IPV4 = {f.IPV4_SRC, f.IPV4_DST, f.ARP_SPA, f.ARP_TPA}
 _IPV6 = {f.IPV6_SRC, f.IPV6_DST, f.ND_TARGET}
 _HEX = {f.ETH_TYPE, f.CT_STATE, f.CT_MARK, f.TCP_FLAGS, *f.REG}
 
+#: Units that are named after a VM.
+_OF_VM = ("vm", "services", "bandwidth", "marking", "signatures")
 _REASONS = {
     Owner.SWITCH: "frame of the pipeline",
     Owner.PATHS: "labels and paths between edges",
@@ -71,18 +74,17 @@ def explain(
     datapath: str | None = None,
     cookie: int | None = None,
     tapping: bool = True,
+    observed: Observed | None = None,
 ) -> list[Explanation]:
     """The flow entries that `state` asks for, narrowed by VM, datapath or cookie, in the order
     in which a packet meets them."""
-    view = FabricView.of(state, tapping=tapping)
+    view = FabricView.of(state, observed, tapping=tapping)
     found = []
     for name in sorted(datapaths(view)):
         if datapath is not None and name != datapath:
             continue
         units: Iterator[Unit] = (
-            units_at(view, name)
-            if vm is None
-            else (Unit(kind, vm) for kind in ("vm", "services", "bandwidth", "marking"))
+            units_at(view, name) if vm is None else (Unit(kind, vm) for kind in _OF_VM)
         )
         for unit in units:
             for flow in compile_unit(view, unit, name).flows:

@@ -12,11 +12,13 @@ from controller.model.signatures import (
     OTHERS,
     Counter,
     Observed,
+    Reading,
     Signature,
     addresses,
     prefix_of,
 )
 from controller.model.state import State
+from controller.settings import SignatureSettings
 
 #: Share of the bound below which a VM's signatures are told apart again.
 _UNCROWDED = 0.8
@@ -73,6 +75,17 @@ class Met(NamedTuple):
 
     new: tuple[Signature, ...]
     crowded: tuple[str, ...]
+
+
+def observed_of(readings: Iterable[Reading], settings: SignatureSettings) -> Observed:
+    """What was counted apart when counters had counted as far as `readings` say."""
+    observed = Observed(prefix4=settings.prefix4, prefix6=settings.prefix6)
+    for reading in readings:
+        mac, peer, protocol, port = reading.counter
+        if reading.kept and peer is not None:
+            signature = Signature(reading.vm, mac, peer, protocol, port)
+            observed.signatures.setdefault(reading.vm, set()).add(signature)
+    return observed
 
 
 def meet(observed: Observed, found: Iterable[Signature], most: int) -> Met:
