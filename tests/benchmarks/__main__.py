@@ -32,6 +32,7 @@ BENCHMARKS = {
     "paths": False,
     "paths_scale": False,
     "paths_live": True,
+    "signatures": True,
     "store": False,
 }
 

@@ -148,8 +148,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                         application="HTTP",
                         category="web server",
                         how="confirmed",
+                        category_how="confirmed",
+                        confidence=1.0,
+                        flows=1,
+                        packets=4,
                         concluded_at=1.0,
-                        first_at=1.0,
+                        due=2.0,
                     )
                 )
         yield here
@@ -174,7 +178,7 @@ def test_signatures_and_denials_by_rest(served: Running) -> None:
         ):
             with pytest.raises(Problem) as told:
                 client._call("GET", "/v1/signatures", query={"after": after})
-            assert told.value.status == 400
+            assert told.value.status == 422
 
 
 def test_signatures_by_command(
