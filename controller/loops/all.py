@@ -12,11 +12,13 @@ from controller.loops.base import Loop
 from controller.loops.behaviour import Behaviours
 from controller.loops.conversations import Conversations
 from controller.loops.deliveries import Alertmanager, Webhooks
-from controller.loops.demand import Demand
+from controller.loops.demand import DIRECTORY, Demand
+from controller.loops.foreseen import Foreseen
 from controller.loops.investigations import Investigations
 from controller.loops.paths.loop import Paths
 from controller.loops.responses import Responses
 from controller.observe.anomalies import rules
+from controller.predict.demand.work import latest_of
 from controller.settings import Settings
 
 
@@ -38,7 +40,9 @@ def loops_of(settings: Settings) -> list[Loop]:
     if told.alertmanager is not None:
         loops.append(Alertmanager(told, told.alertmanager))
     if settings.bandwidth.enabled:
-        loops.append(Sharing(settings.bandwidth, qos.load(settings.bandwidth.policy)))
+        policy = qos.load(settings.bandwidth.policy)
+        foreseen = Foreseen(latest_of(settings.state_dir / DIRECTORY))
+        loops.append(Sharing(settings.bandwidth, policy, foreseen))
     if settings.forecast.metrics:
         loops.append(Demand(settings.forecast, settings.state_dir, time.time()))
     return loops

@@ -22,6 +22,7 @@ from controller.decide.bandwidth.marks import markings
 from controller.decide.bandwidth.qos import QosPolicy
 from controller.decide.bandwidth.records import BandwidthError, Claim, Direction, Meter
 from controller.loops.base import Ground
+from controller.loops.foreseen import Foreseen
 from controller.model.nouns import Bandwidth, Marking, Record, Vm
 from controller.model.state import State
 from controller.settings import BandwidthSettings
@@ -68,10 +69,11 @@ class Sharing:
 
     name = "bandwidth"
 
-    def __init__(self, settings: BandwidthSettings, policy: QosPolicy) -> None:
+    def __init__(self, settings: BandwidthSettings, policy: QosPolicy, foreseen: Foreseen) -> None:
         self.every_s = settings.interval_s / LOOKS
         self._settings = settings
         self._policy = policy
+        self._foreseen = foreseen
         self._memory: Memory | None = None
         self._seen_at = 0.0
         self._due_at = 0.0
@@ -101,8 +103,9 @@ class Sharing:
     ) -> tuple[Decided, dict[str, Marking]]:
         assert self._memory is not None
         hysteresis = self._settings.hysteresis
+        wanted = self._foreseen.demands(now)
         decided = share(
-            state, self._policy, usage, {}, self._memory, now=now, hysteresis=hysteresis
+            state, self._policy, usage, wanted, self._memory, now=now, hysteresis=hysteresis
         )
         return decided, markings(state, self._policy)
 
@@ -165,15 +168,17 @@ def _passed(usage: Iterable[Usage], allocation: Allocation | None) -> dict[Key, 
 
 
 def _wanting(asked: Ask, passed: dict[Key, float], memory: Memory) -> tuple[Claim, ...]:
-    """The claims with what each is taken to want, and no more than could ever be."""
+    """The claims with what each is taken to want, and no more than could ever be. Who was not
+    measured this time is taken to want what it did."""
     capacity = {resource.name: resource.capacity_bps for resource in asked.resources}
     wanted = demands(asked.claims, passed, memory.given, dict(memory.wanted), RULE)
-    return tuple(
-        replace(
-            claim, demand_bps=min(claim.demand_bps, *(capacity[name] for name, _ in claim.uses))
-        )
-        for claim in wanted
-    )
+    found = []
+    for claim in wanted:
+        key = claim.vm, claim.direction
+        before = 0.0 if key in passed else memory.wanted.get(key, 0.0)
+        most = min(capacity[name] for name, _ in claim.uses)
+        found.append(replace(claim, demand_bps=min(max(claim.demand_bps, before), most)))
+    return tuple(found)
 
 
 def _given(bandwidths: Mapping[str, Bandwidth]) -> Allocation:

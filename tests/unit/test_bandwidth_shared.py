@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from controller.act.dataplane.rules.bandwidth import effective
 from controller.act.dataplane.usage import Counts, Flowed
 from controller.decide.bandwidth import qos
 from controller.decide.bandwidth.marks import mark, markings
+from controller.decide.bandwidth.records import Direction
 from controller.loops.bandwidth import Decided, Infeasible, Memory, Sharing, share
+from controller.loops.foreseen import Foreseen
 from controller.model.nouns import (
     Bandwidth,
     Datapath,
@@ -37,6 +40,10 @@ from controller.model.nouns import (
     Vm,
 )
 from controller.model.state import State
+from controller.predict.demand.forecast import Forecast, Reason
+from controller.predict.demand.latest import Latest, sheet
+from controller.predict.demand.series import Metric
+from controller.predict.demand.targets import Target
 from controller.settings import BandwidthSettings
 from controller.store import Store
 from controller.store.usage import Metered, Usage, read_usage, write_usage
@@ -109,6 +116,14 @@ def test_a_missed_burst_has_its_fair_share_at_the_next_decision() -> None:
     assert fabric.turn(a=40, b=40) == {"a": 10.0, "b": 10.0}
     assert fabric.turn(a=40, b=3)["a"] >= 15
     assert fabric.turn(a=40, b=3)["a"] > 16
+
+
+def test_who_was_not_measured_is_taken_to_want_what_it_did() -> None:
+    fabric = Fabric(world(), policy())
+    for _ in range(3):
+        busy = fabric.turn(a=40, b=0)
+    assert fabric.turn() == busy
+    assert fabric.turn(b=0) == busy
 
 
 @given(st.floats(0.6, 19), st.floats(20, 80))
@@ -245,6 +260,42 @@ def test_usage_is_kept_by_datapath(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_is_foreseen_is_given_before_it_is_wanted(tmp_path: Path) -> None:
+    """Forecasts say 18 Mbit/s for a from its second five minutes on; it has them at once then."""
+    latest = Latest(tmp_path)
+    foreseen = Foreseen(latest)
+    assert foreseen.demands(0.0) == {}
+
+    def forecast(vm: str, target: Target, *levels: float) -> Forecast:
+        quantiles = np.array([[0.0, 0.0, level, level] for level in levels])
+        reason = Reason("test", 1, None, None)
+        return Forecast(vm, Metric.NET_TX, target, 3_000, quantiles, None, reason)
+
+    made, refused = sheet(
+        [
+            forecast("a", Target.FIVE_MINUTES, 1e3, 18e6 / 8),
+            forecast("a", Target.HOUR_PEAKS, 5e5),
+            forecast("b", Target.FIVE_MINUTES, 1e3, 1e3),
+            forecast("b", Target.HOUR_PEAKS, 2e5),
+        ]
+    )
+    assert made is not None
+    assert not refused
+    latest.put(made)
+    assert foreseen.demands(2_999.0) == {}
+    assert foreseen.demands(3_000.0)["a", Direction.OUT] == 8e3
+    wanted = foreseen.demands(3_300.0)
+    assert wanted == {("a", Direction.OUT): 18e6, ("b", Direction.OUT): 8e3}
+    assert foreseen.demands(3_600.0)["b", Direction.OUT] == 1.6e6
+    assert foreseen.demands(3_000.0 + 3_600) == {}
+    found = share(world(), policy(), [], wanted, Memory(), now=3_300.0, hysteresis=0.05)
+    assert found.bandwidths["a"].out_kbit == 18_000
+    assert "it wants 18 Mbit/s" in found.bandwidths["a"].out_reason
+    assert found.bandwidths["a"].in_kbit == 10_000
+    (tmp_path / "net_tx.npz").write_bytes(b"nonsense")
+    assert foreseen.demands(3_300.0) == {}
+
+
 def test_the_loop_writes_what_differs_and_goes_on_from_the_store(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/p.db")
     with store.transaction() as tx:
@@ -263,7 +314,7 @@ def test_the_loop_writes_what_differs_and_goes_on_from_the_store(tmp_path: Path)
     ground = SimpleNamespace(store=store, state=store.snapshot, write=write)
 
     def turn(told: qos.QosPolicy) -> dict[str, Bandwidth]:
-        loop = Sharing(BandwidthSettings(), told)
+        loop = Sharing(BandwidthSettings(), told, Foreseen(Latest(tmp_path / "latest")))
         asyncio.run(loop.turn(ground))  # type: ignore[arg-type]
         return store.snapshot().bandwidths
 
