@@ -147,8 +147,13 @@ class Dpi(App):
 
         def change(tx: Transaction) -> None:
             for service in due:
-                if tx.get(Service, service.key) == service:
-                    tx.put(renewed(service, now, _jitter(), rules))
+                if tx.get(Service, service.key) != service:
+                    continue  # something else has become known of it
+                later = renewed(service, now, _jitter(), rules)
+                if later is None:
+                    tx.delete(Service, service.key)
+                else:
+                    tx.put(later)
 
         self.southbound.write(change)
 

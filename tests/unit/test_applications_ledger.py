@@ -94,12 +94,14 @@ def test_looked_at_again_and_let_be() -> None:
     known = settled()
     assert renewed(known, known.due - 1, 0.0, RULES) is known
     again = renewed(known, known.due, 0.0, RULES)
+    assert again is not None
     assert (again.tapped, again.due) == (True, known.due + RULES.patience_s)
     assert again.application == known.application
     quiet = renewed(again, again.due, 0.5, RULES)
+    assert quiet is not None
     assert (quiet.tapped, quiet.due) == (False, again.due + RULES.every_s * 1.1)
-    unknown = renewed(settled(how=Kind.UNKNOWN.value, tapped=True, due=0.0), 5.0, 0.0, RULES)
-    assert unknown.due == 5.0 + RULES.retry_s
+    for how in (Kind.UNKNOWN, Kind.GUESSED):
+        assert renewed(settled(how=how.value, tapped=True, due=0.0), 5.0, 0.0, RULES) is None
 
 
 @pytest.fixture

@@ -76,15 +76,19 @@ def keep(tx: Transaction, services: Iterable[nouns.Service]) -> None:
         tx.put(service)
 
 
-def renewed(service: nouns.Service, now: float, jitter: float, rules: Rules) -> nouns.Service:
+def renewed(
+    service: nouns.Service, now: float, jitter: float, rules: Rules
+) -> nouns.Service | None:
     """The service after time has gone by: it is looked at again now and then, and let be where
-    nobody talks to it meanwhile. `jitter` is in -1 to 1."""
+    nobody talks to it meanwhile. None where it was never recognised, and nobody talks to it: such
+    as a port that was open once for one transfer. `jitter` is in -1 to 1."""
     if now < service.due:
         return service
     if not service.tapped:
         return service.model_copy(update={"tapped": True, "due": now + rules.patience_s})
-    known = service.how in (Kind.CONFIRMED, Kind.BEHAVIOURAL)
-    wait = (rules.every_s if known else rules.retry_s) * (1 + rules.jitter * jitter)
+    if service.how not in (Kind.CONFIRMED, Kind.BEHAVIOURAL):
+        return None
+    wait = rules.every_s * (1 + rules.jitter * jitter)
     return service.model_copy(update={"tapped": False, "due": now + wait})
 
 
