@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from controller.agent.tasks import Workplace
 from controller.api import NewToken, Role
 from controller.client import Client
 from controller.model.nouns import Host, Service
+from controller.observe.applications import policy
+from controller.observe.applications.model import features
+from controller.observe.applications.training import Sample, train
 from controller.settings import AgentSettings, DpiSettings
 from mininet_labs import netns
 from mininet_labs.deployment import wait_until
@@ -24,10 +28,47 @@ from tests.fabric.world import World
 
 pytestmark = pytest.mark.fabric
 
+POLICY = policy.load()
 #: What each server says first or answers, and what a client says.
 HTTP = (b"", b"GET /a HTTP/1.1\r\nHost: b\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 SSH = (b"SSH-2.0-OpenSSH_9.2p1\r\n", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"\0" * 64)
 REDIS = (b"", b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n")
+
+
+SETTINGS: dict[str, str] = {}
+
+
+def chatter(chance: random.Random, category: str) -> list[tuple[bool, bytes]]:
+    """A conversation of a category, in random bytes that nDPI does not know."""
+    if category == "messaging":
+        return [(n % 2 == 0, chance.randbytes(chance.randint(20, 60))) for n in range(8)]
+    return [(True, chance.randbytes(100)), *[(False, chance.randbytes(1_200))] * 7]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A behavioural classifier, made before the processes start."""
+    chance = random.Random(7)
+
+    def sample(category: str, capture: str) -> Sample:
+        every_s = 10 ** chance.uniform(-5, -1)
+        trace = [
+            (n * every_s * chance.uniform(0.5, 1.5), len(data) if client else -len(data))
+            for n, (client, data) in enumerate(chatter(chance, category))
+        ]
+        values = features("tcp", trace)
+        assert values is not None
+        return Sample(tuple(values), category, capture)
+
+    samples = [
+        sample(category, f"{category}-{capture}")
+        for category in ("messaging", "file transfer")
+        for capture in range(8)
+        for _ in range(12)
+    ]
+    file = tmp_path_factory.mktemp("model") / "model"
+    file.write_bytes(train(samples, 1, 0.8, 25).model.to_bytes())
+    SETTINGS["PLEACH_DPI__MODEL"] = str(file)
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +92,25 @@ def listening(vm: LabVm, port: int) -> Iterator[socket.socket]:
         yield server
 
 
-def talk(client: LabVm, server: LabVm, port: int, said: tuple[bytes, bytes, bytes]) -> None:
-    """A connection in which a greeting, a request and an answer go over."""
-    greeting, request, answer = said
+def converse(client: LabVm, server: LabVm, port: int, said: list[tuple[bool, bytes]]) -> None:
+    """A connection in which each side says something when the other has heard it."""
     with listening(server, port) as listener:
         with netns.entered(client.name):
             one = socket.create_connection((str(server.ipv4), port), 20)
         two, _ = listener.accept()
         with one, two:
-            for speaker, hearer, words in (
-                (two, one, greeting),
-                (one, two, request),
-                (two, one, answer),
-            ):
+            for from_client, words in said:
+                speaker, hearer = (one, two) if from_client else (two, one)
                 speaker.sendall(words)
                 left = len(words)
                 while left:
                     left -= len(hearer.recv(left))
+
+
+def talk(client: LabVm, server: LabVm, port: int, said: tuple[bytes, bytes, bytes]) -> None:
+    """A connection in which a greeting, a request and an answer go over."""
+    greeting, request, answer = said
+    converse(client, server, port, [(False, greeting), (True, request), (False, answer)])
 
 
 def copied(world: World, edge: str) -> int:
@@ -154,6 +197,20 @@ def test_a_service_is_looked_at_again(world: World, guests: tuple[LabVm, LabVm])
     talk(client, server, 8127, REDIS)
     wait_until(lambda: not services(world)["b:tcp:8127"].tapped, "it is known anew")
     assert services(world)["b:tcp:8127"].application == "RESP"
+
+
+def test_what_nobody_knows_is_told_by_its_behaviour(
+    world: World, guests: tuple[LabVm, LabVm]
+) -> None:
+    client, server = guests
+    chance = random.Random(8)
+    for _ in range(POLICY.verifying.attempts):
+        converse(client, server, 7_500, chatter(chance, "messaging"))
+    wait_until(lambda: "b:tcp:7500" in services(world), "it is known")
+    known = services(world)["b:tcp:7500"]
+    assert (known.how, known.category_how) == ("behavioural", "behavioural")
+    assert known.category == "messaging"
+    assert known.confidence >= POLICY.behaviour.answer_from
 
 
 def test_a_scan_finds_no_services(world: World, guests: tuple[LabVm, LabVm]) -> None:
