@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from controller.api import SignatureInfo
 from controller.model.nouns import Host, Nic, RateLimit, Service, Subnet, Tenant, Vm
 from mininet_labs.deployment import Deployment, Process, wait_until
 from mininet_labs.lab import Lab
@@ -204,6 +205,25 @@ class Demo:
             f"{before or 0:.0f} kbit/s, limited {after or 0:.0f} kbit/s",
             before is not None and after is not None and after < before,
         )
+        self.told()
+
+    def told(self) -> None:
+        """Who talked to whom until now, as the edges have counted it."""
+        self.report.step("who talks to whom? `pleach signatures --vm web-1` says:")
+        client = self.deployment.client
+
+        def found() -> list[SignatureInfo]:
+            return [s for s in client.signatures(vm="web-1") if (s.peer, s.port) == ("db-1", PORT)]
+
+        # Counters are read now and then.
+        wait_until(lambda: any(s.bytes_in > 2 * SERVED_BYTES for s in found()), "it was counted")
+        for known in found():
+            self.report.result(
+                f"{known.vm} to {known.protocol} {known.port} of {known.peer}",
+                f"{known.application}, {known.connections} connections, "
+                f"{known.bytes_out >> 10} KiB out, {known.bytes_in >> 10} KiB in",
+                known.application == "HTTP",
+            )
 
     def fetch(self, name: str) -> float | None:
         """A guest gets what db-1 serves: kbit/s, or None where it does not answer."""
