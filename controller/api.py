@@ -504,6 +504,17 @@ class VmBandwidth(Reply):
     marking: Marking | None = None
 
 
+class Bandwidths(Reply):
+    """What VMs may send and receive, by VM; `next` is to be given as `after` for those that
+    follow. `trouble` says what cannot be decided, such as guarantees that cannot be kept
+    together; the rates before it stand then."""
+
+    items: tuple[VmBandwidth, ...]
+    next: str | None = None
+    revision: int
+    trouble: str = ""
+
+
 class FlowVerdict(BaseModel):
     """What the first packets of one flow to a port of a VM tell; times in seconds."""
 

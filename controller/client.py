@@ -34,6 +34,7 @@ from controller.api import (
     AlertNote,
     Alerts,
     AlertStatus,
+    Bandwidths,
     BatchReply,
     BehaviourInfo,
     Changes,
@@ -54,7 +55,6 @@ from controller.api import (
     Metrics,
     NewReservation,
     NewToken,
-    Page,
     PathDecisions,
     PathsBetween,
     ProblemBody,
@@ -369,16 +369,16 @@ class Client:
         """What a VM may send and receive, and why."""
         return self._parse(VmBandwidth, self._call("GET", f"/v1/bandwidth/{vm}"))
 
-    def bandwidths(self) -> Iterator[VmBandwidth]:
-        """The same of all VMs of which there is something to tell, by VM, page by page."""
+    def bandwidths(self) -> Bandwidths:
+        """The same of all VMs of which there is something to tell, by VM, and what is wrong."""
+        found: list[VmBandwidth] = []
         after = ""
         while True:
             query = {"limit": "500", "after": after}
-            answer = self._call("GET", "/v1/bandwidth", query=query)
-            page = self._parse(Page[VmBandwidth], answer)
-            yield from page.items
+            page = self._parse(Bandwidths, self._call("GET", "/v1/bandwidth", query=query))
+            found += page.items
             if page.next is None:
-                return
+                return page.model_copy(update={"items": tuple(found)})
             after = page.next
 
     def limit(self, limit: RateLimit) -> RateLimit:

@@ -56,14 +56,19 @@ def _kbit(mbps: float | None) -> int | None:
 
 
 def _show_all(pleach: Client, as_json: bool) -> None:
-    found = [*pleach.bandwidths()]
+    found = pleach.bandwidths()
     if as_json:
         show_json(found)
         return
     show_table(
         ("VM", "OUT Mbit/s", "IN Mbit/s", "WHY OUT", "WHY IN"),
-        ((b.vm, _mbps(b.out_kbit), _mbps(b.in_kbit), b.out_reason, b.in_reason) for b in found),
+        (
+            (b.vm, _mbps(b.out_kbit), _mbps(b.in_kbit), b.out_reason, b.in_reason)
+            for b in found.items
+        ),
     )
+    if found.trouble:
+        typer.echo(f"warning: {found.trouble}", err=True)
 
 
 def _show(told: VmBandwidth, as_json: bool) -> None:

@@ -34,15 +34,16 @@ def loops_of(settings: Settings) -> list[Loop]:
         Investigations(told),
         Responses(),
         Paths(settings.paths),
+        Sharing(
+            settings.bandwidth,
+            qos.load(settings.bandwidth.policy),
+            Foreseen(latest_of(settings.state_dir / DIRECTORY)),
+        ),
     ]
     if told.webhooks:
         loops.append(Webhooks(told))
     if told.alertmanager is not None:
         loops.append(Alertmanager(told, told.alertmanager))
-    if settings.bandwidth.enabled:
-        policy = qos.load(settings.bandwidth.policy)
-        foreseen = Foreseen(latest_of(settings.state_dir / DIRECTORY))
-        loops.append(Sharing(settings.bandwidth, policy, foreseen))
     if settings.forecast.metrics:
         loops.append(Demand(settings.forecast, settings.state_dir, time.time()))
     return loops

@@ -81,6 +81,9 @@ class Sharing:
 
     async def turn(self, ground: Ground) -> None:
         """Decide where meters were read, or an interval is over. Raises Infeasible."""
+        if not self._settings.enabled:
+            await self._withdraw(ground)
+            return
         usage = await asyncio.to_thread(read_usage, ground.store, self._seen_at)
         now = time.time()
         if usage or now >= self._due_at:
@@ -97,6 +100,14 @@ class Sharing:
             await _write(ground, state.markings, marked, state)
         if self._conflicts:
             raise Infeasible("; ".join(self._conflicts))
+
+    async def _withdraw(self, ground: Ground) -> None:
+        """Take back, once, what was decided while it was still to be."""
+        if not math.isinf(self._due_at):
+            state = ground.state()
+            await _write(ground, dict(state.bandwidths), {}, state)
+            await _write(ground, dict(state.markings), {}, state)
+            self._due_at = math.inf
 
     def _decide(
         self, state: State, usage: Sequence[Usage], now: float

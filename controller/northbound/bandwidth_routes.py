@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from controller.act.dataplane.rules.bandwidth import effective
-from controller.api import Page, VmBandwidth
+from controller.api import Bandwidths, VmBandwidth
 from controller.model.nouns import RateLimit, Vm
 from controller.model.state import State
 from controller.northbound.brain import Brain, parsed, principal, reply, shown, validated, written
@@ -22,7 +22,7 @@ from controller.store import Transaction
 from controller.store.usage import read_usage
 
 #: What these routes answer with and take, for the document.
-MODELS: list[type[BaseModel]] = [VmBandwidth, RateLimit]
+MODELS: list[type[BaseModel]] = [Bandwidths, VmBandwidth, RateLimit]
 
 _EXAMPLE = {"vm": "web-1", "out_kbit": 100_000, "in_kbit": 200_000}
 
@@ -36,7 +36,7 @@ def router(brain: Brain) -> APIRouter:
 
 
 def _add_reading(routes: APIRouter, brain: Brain) -> None:
-    @routes.get("/v1/bandwidth", operation_id="list_bandwidths", responses=replies(Page))
+    @routes.get("/v1/bandwidth", operation_id="list_bandwidths", responses=replies(Bandwidths))
     async def listed(limit: Limit = 100, after: After = "") -> Response:
         """VMs with a meter, a limit or a marking, by VM, page by page."""
         await brain.replica.refresh()
@@ -46,7 +46,9 @@ def _add_reading(routes: APIRouter, brain: Brain) -> None:
         measured = await _measured(brain)
         items = tuple(told(state, key, measured) for key in keys[:limit])
         following = keys[limit - 1] if len(keys) > limit else None
-        return reply(Page[VmBandwidth](items=items, next=following, revision=state.revision))
+        trouble = next((s.trouble for s in brain.loops.status() if s.name == "bandwidth"), "")
+        told_of = Bandwidths(items=items, next=following, revision=state.revision, trouble=trouble)
+        return reply(told_of)
 
     @routes.get("/v1/bandwidth/{key}", operation_id="get_bandwidth", responses=replies(VmBandwidth))
     async def got(key: Key) -> Response:

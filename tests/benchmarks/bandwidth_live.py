@@ -35,7 +35,7 @@ from tests.benchmarks.harness import Bench, Json, bench, percentile, say
 from topologies.generate import leaf_spine
 
 #: Seconds until a burst is used up, and then measured.
-WARM_S, WINDOW_S = 3.0, 5.0
+WARM_S, WINDOW_S = 2.0, 5.0
 #: Mbit/s of the overloaded uplink, and of the bulk that overloads it.
 UPLINK, BULK = 20, 40
 #: Seconds between two round trips; their service's port.
@@ -49,8 +49,8 @@ def run(quick: bool) -> Json:
     with bench(FABRIC, tenants=1) as running:
         guests = _guests(running, 4)
         result = meters(running, guests, (20,) if quick else (5, 20, 60))
-        result |= classes(running, guests, 5.0 if quick else 20.0)
-    return result | missed(2 if quick else 6)
+        result |= classes(running, guests, 3.0 if quick else 20.0)
+    return result | missed(1 if quick else 6)
 
 
 def meters(running: Bench, guests: list[LabVm], rates: tuple[int, ...]) -> Json:
@@ -65,7 +65,7 @@ def meters(running: Bench, guests: list[LabVm], rates: tuple[int, ...]) -> Json:
                 ):
                     running.client.limit(limit)
                     _confirmed(running)
-                    seconds = WARM_S + WINDOW_S + 1
+                    seconds = WARM_S + WINDOW_S + 1.0
                     with _sending(guests[0], guests[1], protocol, 2 * mbps, seconds):
                         time.sleep(WARM_S)
                         passed = _rate(guests[1], WINDOW_S)

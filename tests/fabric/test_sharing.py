@@ -46,7 +46,7 @@ def guests(world):
 
 def rates(world):
     """kbit/s that each VM may send and receive."""
-    return {told.vm: (told.out_kbit, told.in_kbit) for told in world.client.bandwidths()}
+    return {told.vm: (told.out_kbit, told.in_kbit) for told in world.client.bandwidths().items}
 
 
 def test_idle_vms_share_by_weight_and_elsewhere_only_a_ceiling_is_metered(world, guests):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.act.dataplane.openflow.counters import Counted
@@ -126,6 +126,7 @@ def test_who_was_not_measured_is_taken_to_want_what_it_did() -> None:
     assert fabric.turn(b=0) == busy
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0.6, 19), st.floats(20, 80))
 def test_who_wants_little_is_not_taken_for_who_wants_more(little: float, much: float) -> None:
     fabric = Fabric(world(), policy())
@@ -313,8 +314,9 @@ def test_the_loop_writes_what_differs_and_goes_on_from_the_store(tmp_path: Path)
 
     ground = SimpleNamespace(store=store, state=store.snapshot, write=write)
 
-    def turn(told: qos.QosPolicy) -> dict[str, Bandwidth]:
-        loop = Sharing(BandwidthSettings(), told, Foreseen(Latest(tmp_path / "latest")))
+    def turn(told: qos.QosPolicy, *, enabled: bool = True) -> dict[str, Bandwidth]:
+        chosen = BandwidthSettings(enabled=enabled)
+        loop = Sharing(chosen, told, Foreseen(Latest(tmp_path / "latest")))
         asyncio.run(loop.turn(ground))  # type: ignore[arg-type]
         return store.snapshot().bandwidths
 
@@ -331,4 +333,6 @@ def test_the_loop_writes_what_differs_and_goes_on_from_the_store(tmp_path: Path)
         turn(policy(SHARED, promised))
     assert store.snapshot().bandwidths == first
     assert turn(qos.load()) == {}
+    assert turn(policy()) == first
+    assert turn(policy(), enabled=False) == {}
     store.close()
