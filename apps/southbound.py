@@ -36,6 +36,7 @@ APPS = [
     "apps.traffic",
     "apps.usage",
     "apps.dpi",
+    "apps.capture",
     "apps.signatures",
 ]
 

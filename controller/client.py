@@ -502,6 +502,10 @@ class Client:
         """The evidence around an alert."""
         return self._parse(Investigation, self._call("GET", f"/v1/alerts/{number}/investigation"))
 
+    def packets(self, number: int) -> bytes:
+        """Some packets of the VM that an alert is about, as a pcap file."""
+        return self._call("GET", f"/v1/alerts/{number}/packets.pcap").content
+
     def acknowledge_alert(self, number: int, note: str = "") -> AlertInfo:
         """Say that somebody sees to it."""
         path = f"/v1/alerts/{number}/acknowledge"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from controller.api import AlertInfo, AlertStatus, Investigation
-from controller.commands.common import Json, client, show_fields, show_json, show_table
+from controller.commands.common import Failure, Json, client, show_fields, show_json, show_table
 
 app = typer.Typer(invoke_without_command=True, help="What is out of the ordinary.")
 
@@ -70,6 +71,20 @@ def show(number: Number, as_json: Json = False) -> None:
         show_json({**status.model_dump(mode="json"), "investigation": found})
         return
     _show(status, found)
+
+
+@app.command()
+def packets(
+    number: Number, file: Annotated[Path, typer.Argument(help="Written, as pcap.")]
+) -> None:
+    """Some packets of the VM, copied when the alert opened."""
+    with client() as pleach:
+        found = pleach.packets(number)
+    try:
+        file.write_bytes(found)
+    except OSError as error:
+        raise Failure(f"{file}: {error.strerror}", "Name a file that can be written.") from error
+    typer.echo(f"wrote {file}")
 
 
 @app.command()

@@ -11,13 +11,14 @@ import logging
 import time
 from dataclasses import asdict, replace
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
 from controller.history.errors import HistoryError
 from controller.history.series import Series
 from controller.loops.base import Ground
 from controller.model.metrics import Scope, metrics_of
+from controller.model.nouns import Capture, Vm
 from controller.model.signatures import Refused, Talked
 from controller.model.state import State
 from controller.observe.anomalies import book, evidence
@@ -25,12 +26,18 @@ from controller.observe.anomalies.alerts import Alert
 from controller.observe.anomalies.evidence import AFTER_S, BEFORE_S, NEAR_S, USUAL_S, Bundle, Json
 from controller.observe.behaviour import album
 from controller.settings import AlertSettings
-from controller.store import Transaction, signatures
+from controller.store import Transaction, samples, signatures
 
 log = logging.getLogger(__name__)
 
 #: Alerts that are looked at in one turn: to read their metrics takes a tenth of a second each.
 BATCH = 4
+#: Packets of a VM that are copied for an alert, for how many seconds at most, and so many later
+#: they are looked for.
+PACKETS = 64
+COPYING_S, LATER_S = 30.0, 15.0
+#: Seconds for which it is asked again where no switch copied anything.
+ASKING_S = 120.0
 #: Seconds after which it is tried again to gather what could not be gathered at all.
 AGAIN_S = 60.0
 _STEP_S = 300.0
@@ -67,9 +74,10 @@ class Investigations:
 
 
 async def _investigate(ground: Ground, number: int, now: float) -> None:
-    alert = await asyncio.to_thread(_alert, ground, number)
-    if alert is None:
+    known = await asyncio.to_thread(_alert, ground, number, now)
+    if known is None:
         return  # it was forgotten meanwhile
+    alert, began = known
     bundle = _stated(ground.state(), alert)
     beside = _beside(ground.state(), alert.vm)
     bundle = await asyncio.to_thread(_recorded, ground, alert, bundle, beside)
@@ -78,18 +86,39 @@ async def _investigate(ground: Ground, number: int, now: float) -> None:
     except HistoryError as error:
         missing = f"metrics are missing: {error.place}: {error.cause}"
         bundle = replace(bundle, missing=(*bundle.missing, missing))
-    again = alert.first_at + AFTER_S
+    again = began + AFTER_S
     complete = now >= again
-    held = evidence.as_json(alert, bundle, now, complete)
-    await ground.write(_Keep(number, to_json(held).decode(), None if complete else again))
+    held = {**evidence.as_json(alert, bundle, now, complete), "began_at": began}
+    capture = None
+    if now < began + ASKING_S and not bundle.packets and alert.vm in ground.state().placements:
+        # Now, for what was sent when the signal came is gone.
+        capture = Capture(vm=alert.vm, alert=number, packets=PACKETS, until=now + COPYING_S)
+        again = min(again, now + COPYING_S + LATER_S)
+    due = None if complete else again
+    await ground.write(_Keep(number, to_json(held).decode(), due, capture, now))
 
 
 class _Keep:
-    def __init__(self, number: int, body: str | None, due_at: float | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        body: str | None,
+        due_at: float | None,
+        capture: Capture | None = None,
+        now: float = 0.0,
+    ) -> None:
         self._number, self._body, self._due_at = number, body, due_at
+        self._capture, self._now = capture, now
 
     def __call__(self, transaction: Transaction) -> None:
         book.put_evidence(transaction, self._number, self._body, self._due_at)
+        wanted = self._capture
+        if wanted is None or transaction.get(Vm, wanted.vm) is None:
+            return
+        held = transaction.get(Capture, wanted.vm)
+        # One at a time; one that no southbound process ended is nobody's any more.
+        if held is None or held.until + LATER_S < self._now:
+            transaction.put(wanted)
 
 
 async def _measured(ground: Ground, alert: Alert, bundle: Bundle, now: float) -> Bundle:
@@ -113,10 +142,14 @@ async def _measured(ground: Ground, alert: Alert, bundle: Bundle, now: float) ->
     return replace(bundle, metrics=metrics, host=host)
 
 
-def _alert(ground: Ground, number: int) -> Alert | None:
+def _alert(ground: Ground, number: int, now: float) -> tuple[Alert, float] | None:
+    """An alert, and when its investigation began."""
     with ground.store.reading() as connection:
         kept = book.get(connection, number)
-    return None if kept is None else kept.alert
+        held = book.evidence(connection, number)
+    if kept is None:
+        return None
+    return kept.alert, float(from_json(held)["began_at"]) if held else now
 
 
 def _stated(state: State, alert: Alert) -> Bundle:
@@ -157,6 +190,7 @@ def _recorded(ground: Ground, alert: Alert, bundle: Bundle, beside: tuple[str, .
         near |= {**dict.fromkeys(beside, "on its host"), alert.vm: "itself"}
         others = book.around(connection, list(near), first, last, evidence.MOST)
         talks, denials = _talks(connection, alert.vm, first, last)
+        sample = samples.get(connection, int(alert.id))
     told: Json = {}
     if role is not None:
         told = {**asdict(role), "members": role.members[: evidence.MOST]}
@@ -170,6 +204,7 @@ def _recorded(ground: Ground, alert: Alert, bundle: Bundle, beside: tuple[str, .
         changes=_changes(ground, alert),
         talks=talks,
         denials=denials,
+        packets={} if sample is None else {"count": sample.count, "at": sample.at},
     )
 
 

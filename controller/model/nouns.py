@@ -436,6 +436,21 @@ class RateLimit(Record):
         return self.vm
 
 
+class Capture(Record):
+    """What a VM sends and receives is copied for an alert: at most `packets`, until `until` (Unix
+    seconds, UTC)."""
+
+    kind: ClassVar[str] = "capture"
+    vm: Id
+    alert: Annotated[int, Field(ge=1)]
+    packets: Annotated[int, Field(ge=1, le=1_000)]
+    until: float
+
+    @property
+    def key(self) -> str:
+        return self.vm
+
+
 class Bandwidth(Record):
     """What was decided that a VM may send and receive, in kbit/s, and why; None is no meter."""
 
@@ -607,6 +622,7 @@ RECORDS: tuple[type[Record], ...] = (
     RateLimit,
     Bandwidth,
     Marking,
+    Capture,
     LinkSpeed,
     Tunnel,
     Reservation,
@@ -615,6 +631,6 @@ RECORDS: tuple[type[Record], ...] = (
 )
 #: What is only told of a VM, and goes with it.
 BELONGINGS: dict[type[Record], tuple[type[Record], ...]] = {
-    Vm: (Service, RateLimit, Bandwidth, Marking)
+    Vm: (Service, RateLimit, Bandwidth, Marking, Capture)
 }
 KINDS: dict[str, type[Record]] = {record.kind: record for record in RECORDS}

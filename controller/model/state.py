@@ -10,6 +10,7 @@ from controller.model.nouns import (
     AccessRule,
     Bandwidth,
     CalendarEvent,
+    Capture,
     Datapath,
     Host,
     Link,
@@ -60,6 +61,7 @@ class State:
     rate_limits: dict[str, RateLimit] = field(default_factory=dict)
     bandwidths: dict[str, Bandwidth] = field(default_factory=dict)
     markings: dict[str, Marking] = field(default_factory=dict)
+    captures: dict[str, Capture] = field(default_factory=dict)
     link_speeds: dict[str, LinkSpeed] = field(default_factory=dict)
     tunnels: dict[str, Tunnel] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)

@@ -37,7 +37,7 @@ from controller.observe.anomalies import book
 from controller.observe.anomalies.alerts import Kind, Severity, State, WrongStateError
 from controller.observe.anomalies.rendering import alertmanager
 from controller.settings import masked
-from controller.store import Transaction
+from controller.store import Transaction, samples
 
 #: What these routes take and answer with, for the document.
 MODELS: list[type[BaseModel]] = [
@@ -50,6 +50,9 @@ MODELS: list[type[BaseModel]] = [
     LoopsInfo,
 ]
 NOTE_EXAMPLE: dict[str, Any] = {"note": "a backup that ran by day; moved to the night"}
+#: As registered (https://www.iana.org/assignments/media-types/application/vnd.tcpdump.pcap).
+PCAP = "application/vnd.tcpdump.pcap"
+_BINARY = {"type": "string", "format": "binary"}
 #: The largest that the store can hold.
 MAX_NUMBER = (1 << 63) - 1
 
@@ -68,6 +71,7 @@ def router(brain: Brain) -> APIRouter:
     routes = APIRouter(tags=["alerts"])
     _add_listing(routes, brain)
     _add_reading(routes, brain)
+    _add_packets(routes, brain)
     _add_moving(routes, brain)
     _add_loops(routes, brain)
     return routes
@@ -160,6 +164,25 @@ def _add_reading(routes: APIRouter, brain: Brain) -> None:
                 evidence=held,
             )
         )
+
+
+def _add_packets(routes: APIRouter, brain: Brain) -> None:
+    @routes.get(
+        "/v1/alerts/{key}/packets.pcap",
+        operation_id="get_packets",
+        response_class=Response,
+        responses={200: {"description": "A pcap file", "content": {PCAP: {"schema": _BINARY}}}},
+    )
+    async def packets(key: Number) -> Response:
+        """Some packets of the VM, copied when the alert opened."""
+        found = await _read(brain, lambda connection: samples.get(connection, key))
+        if found is None:
+            raise Problem(
+                NOT_FOUND,
+                f"no packets are kept for alert {key}",
+                "They take half a minute after it opened, and a VM that is placed.",
+            )
+        return Response(found.pcap, media_type=PCAP)
 
 
 def _add_moving(routes: APIRouter, brain: Brain) -> None:

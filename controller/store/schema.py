@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: The newest revision in `controller/store/migrations/versions`.
-HEAD = "0008"
+HEAD = "0009"
 
 metadata = MetaData(
     naming_convention={
@@ -158,14 +158,14 @@ service = Table(
     Column("vm", Name, ForeignKey("vm.key"), nullable=False, index=True),
     Column("body", Text, nullable=False),
 )
-rate_limit, bandwidth, marking = (
+rate_limit, bandwidth, marking, capture = (
     Table(
         name,
         metadata,
         Column("key", Name, ForeignKey("vm.key"), primary_key=True),
         Column("body", Text, nullable=False),
     )
-    for name in ("rate_limit", "bandwidth", "marking")
+    for name in ("rate_limit", "bandwidth", "marking", "capture")
 )
 
 #: Of links that are not there too: what an operator says of one outlives it.
@@ -340,6 +340,15 @@ investigation = Table(
     Column("alert", BigInteger, ForeignKey("alert.id"), primary_key=True, autoincrement=False),
     Column("due_at", Float, index=True),
     Column("body", Text),
+)
+#: Packets that were copied for an alert, as a pcap file.
+packet_sample = Table(
+    "packet_sample",
+    metadata,
+    Column("alert", BigInteger, ForeignKey("alert.id"), primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("pcap", LargeBinary, nullable=False),
 )
 #: Up to when (Unix seconds) a loop has told of what it saw.
 mark = Table(

@@ -17,6 +17,7 @@ from controller.model.nouns import (
     AccessRule,
     Bandwidth,
     CalendarEvent,
+    Capture,
     Datapath,
     Host,
     Link,
@@ -246,6 +247,7 @@ SHAPES: dict[str, Shape] = {
         _of_vm(RateLimit, schema.rate_limit),
         _of_vm(Bandwidth, schema.bandwidth),
         _of_vm(Marking, schema.marking),
+        _of_vm(Capture, schema.capture),
         Shape(LinkSpeed, schema.link_speed, lambda r: {}),
         Shape(Tunnel, schema.tunnel, lambda r: {}),
         Shape(

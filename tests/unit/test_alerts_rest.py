@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from northbound_server import Running, define, other_store, running
+from scapy.utils import rdpcap
 from typer.testing import CliRunner
 from webhook_receiver import Receiver, receiving
 
@@ -21,6 +22,7 @@ from controller.observe.anomalies import book
 from controller.observe.anomalies.alerts import Alert, Kind, Signal
 from controller.observe.anomalies.book import Telling
 from controller.observe.anomalies.rules import Rules
+from controller.store import samples
 
 RULES = Rules()
 
@@ -154,6 +156,28 @@ def test_the_command_tells_and_moves(
     assert alert.id in run("alerts", "list", "--all")
     assert json.loads(run("alerts", "show", alert.id, "--json"))["alert"]["state"] == "closed"
     assert "alerts" in run("loops")
+
+
+def test_packets_are_told_as_a_file(
+    shared: Running, now: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (alert,) = found(shared, signal("vm2", now, kind=Kind.EXFILTRATION))
+    number = int(alert.id)
+    with shared.client() as client, pytest.raises(Problem, match="no packets are kept"):
+        client.packets(number)
+    frames = [(1.25, bytes(60)), (2.5, bytes(1_500))]
+    with other_store(shared) as store, store.transaction() as transaction:
+        samples.put(transaction, number, now, frames)
+        samples.put(transaction, 999_999, now, frames)  # forgotten meanwhile
+    monkeypatch.setenv("PLEACH_URL", shared.url)
+    monkeypatch.setenv("PLEACH_TOKEN", shared.token)
+    file = tmp_path / "packets.pcap"
+    words = ["alerts", "packets", alert.id, str(file)]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    packets = rdpcap(str(file))
+    assert [(len(packet), float(packet.time)) for packet in packets] == [(60, 1.25), (256, 2.5)]
+    assert [packet.wirelen for packet in packets] == [60, 1_500]
+    assert file.read_bytes() == samples.pcap(frames)
 
 
 def webhooks(receiver: Receiver, **more: str) -> dict[str, str]:

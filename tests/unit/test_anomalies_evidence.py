@@ -72,6 +72,7 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
         role={"id": "role-4", "count": 12},
         alerts=[other],
         changes=[change],
+        packets={"count": 64},
         missing=("metrics are missing: the disk is gone",),
     )
     held = evidence.as_json(ALERT, bundle, 1e5, complete=True)
@@ -85,8 +86,11 @@ def test_what_was_gathered_is_told_and_bounded() -> None:
         "talked with: db-1 tcp/5432 (5e+06 bytes out, 1000 in, for the first time); "
         "db-1 tcp/5432 (5e+06 bytes out, 1000 in)",
         "answers: " + "; ".join(["TLS at tcp/443 (confirmed, risky: old)"] * 5) + "; and 65 more",
+        "64 of its packets are kept (pleach alerts packets)",
         "metrics are missing: the disk is gone",
     )
     assert len(held["services"]) == MOST
     assert (held["gathered_at"], held["complete"]) == (1e5, True)
     json.dumps(held)
+    silent = Bundle(packets={"count": 0})
+    assert "it sent and received nothing" in str(evidence.words(ALERT, silent))

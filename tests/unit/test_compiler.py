@@ -18,6 +18,7 @@ from controller.model.nouns import (
     AccessRule,
     Action,
     Bandwidth,
+    Capture,
     Datapath,
     Host,
     Link,
@@ -87,7 +88,7 @@ def service_record(vm: str, protocol: str, port: int, *, tapped: bool = False) -
 KINDS = (
     *("route", "route", "datapath", "port", "link", "tenant", "subnet", "host", "access_rule"),
     *("vm", "vm", "placement", "placement", "migration", "migration"),
-    *("rate_limit", "bandwidth", "marking", "service"),
+    *("rate_limit", "bandwidth", "marking", "capture", "service"),
 )
 
 SELECTORS = (
@@ -195,6 +196,9 @@ def changes(  # noqa: C901 one branch for each kind of record
             cls = RateLimit if kind == "rate_limit" else Bandwidth
             key = draw(st.sampled_from(list(VMS)))
             record = cls(vm=key, out_kbit=draw(kbit) or 500, in_kbit=draw(kbit))
+        elif kind == "capture":
+            vm = draw(st.sampled_from(list(VMS)))
+            record = Capture(vm=vm, alert=draw(st.integers(1, 2)), packets=9, until=1.0)
         elif kind == "marking":
             mark = Mark(name="interactive", dscp=18, traffic=5, paths=1)
             services = draw(st.lists(st.sampled_from([80, 443]), max_size=2))

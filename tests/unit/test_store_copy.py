@@ -16,6 +16,7 @@ from controller.model.nouns import (
     AccessRule,
     Bandwidth,
     CalendarEvent,
+    Capture,
     Datapath,
     Host,
     Link,
@@ -49,6 +50,7 @@ from controller.store import (
     Transaction,
     copy_store,
     copying,
+    samples,
     schema,
 )
 from controller.store.decisions import Decision, keep
@@ -98,6 +100,7 @@ def fill(url: str) -> None:
         tx.put(Placement(vm="v0", host="h", ports=("p",)))
         tx.put(RateLimit(vm="v0", out_kbit=1_000))
         tx.put(Bandwidth(vm="v0", out_kbit=500, out_reason="the limit"))
+        tx.put(Capture(vm="v0", alert=1, packets=64, until=2.5))
         tx.put(Marking(vm="v0", default=Mark(name="bulk", dscp=10)))
         tx.put(
             Migration(
@@ -152,6 +155,7 @@ def fill_rooms(tx: Transaction) -> None:
         )
     )
     tx.write(insert(schema.investigation).values(alert=number, due_at=None, body="{}"))
+    samples.put(tx, number, 1.5, [(1.25, bytes(60))])
     tx.write(insert(schema.mark).values(name="anomalies", at=3.5))
     tx.write(insert(schema.behaviour).values(vm="v0", week=2_900, at=3.5, body="{}"))
     tx.write(insert(schema.role).values(key="1", body="{}"))

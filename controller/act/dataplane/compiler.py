@@ -18,6 +18,7 @@ from controller.act.dataplane.pipeline import zone
 from controller.act.dataplane.rules.access import access
 from controller.act.dataplane.rules.bandwidth import bandwidth, marking
 from controller.act.dataplane.rules.base import Entries, Rules
+from controller.act.dataplane.rules.capture import capture
 from controller.act.dataplane.rules.signatures import observe, signatures
 from controller.act.dataplane.rules.subnet import subnet, tenant
 from controller.act.dataplane.rules.switch import paths, switch
@@ -71,6 +72,7 @@ _ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
     "bandwidth": bandwidth,
     "marking": marking,
     "services": services,
+    "capture": capture,
     "observe": observe,
     "signatures": signatures,
 }

@@ -27,7 +27,7 @@ _IPV6 = {f.IPV6_SRC, f.IPV6_DST, f.ND_TARGET}
 _HEX = {f.ETH_TYPE, f.CT_STATE, f.CT_MARK, f.TCP_FLAGS, *f.REG}
 
 #: Units that are named after a VM.
-_OF_VM = ("vm", "services", "bandwidth", "marking", "signatures")
+_OF_VM = ("vm", "services", "bandwidth", "marking", "signatures", "capture")
 _REASONS = {
     Owner.SWITCH: "frame of the pipeline",
     Owner.PATHS: "labels and paths between edges",
@@ -44,6 +44,7 @@ _REASONS = {
     Owner.EXPIRED: "the TTL ends at the gateway",
     Owner.UNREACHABLE: "no VM has the destination",
     Owner.TAP: "what answers at a port is told from its first packets",
+    Owner.CAPTURE: "some packets of the VM are copied for an alert",
     Owner.OBSERVE: "it is counted who talks to whom",
     Owner.SIGNATURE: "whom the VM talks to is known, and counted",
     Owner.LEARNED: "the switch counts what it met, until the controller takes it over",

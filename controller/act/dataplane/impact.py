@@ -14,6 +14,7 @@ from controller.model.nouns import (
     AccessRule,
     Bandwidth,
     CalendarEvent,
+    Capture,
     Datapath,
     Host,
     Link,
@@ -59,6 +60,8 @@ def units_at(view: FabricView, datapath: str) -> Iterator[Unit]:
             yield from tenant_units(view, key)
     for key in view.vms_at.get(datapath, ()):
         yield Unit("bandwidth", key)
+        if key in view.state.captures:
+            yield Unit("capture", key)
 
 
 def tenant_units(view: FabricView, key: str) -> Iterator[Unit]:
@@ -279,6 +282,11 @@ class Impact:
         for place in self.view.places.get(change.key, ()):
             self.spots.add((place.datapath, Unit("bandwidth", change.key)))
 
+    def _capture(self, change: Change, before: Capture | None, after: Capture | None) -> None:
+        self.view.state.apply(change)
+        for place in self.view.places.get(change.key, ()):
+            self.spots.add((place.datapath, Unit("capture", change.key)))
+
     def _marking(self, change: Change, before: Marking | None, after: Marking | None) -> None:
         self.view.state.apply(change)
         machine = self.view.state.vms.get(change.key)
@@ -329,6 +337,8 @@ class _Watch:
         self.ports.append(frozenset((p.datapath, p.port) for p in places if p.port))
         spots.update((p.datapath, Unit("subnet", p.nic.subnet)) for p in places)
         spots.update((p.datapath, Unit("bandwidth", self.key)) for p in places)
+        if self.key in view.state.captures:
+            spots.update((p.datapath, Unit("capture", self.key)) for p in places)
         if view.vm_services.get(self.key):
             spots.update((p.datapath, Unit("services", self.key)) for p in places)
         if observed(view, self.key):

@@ -389,6 +389,7 @@ class Owner(IntEnum):
     UNREACHABLE = 21
     ACTIVATION = 22
     TAP = 23
+    CAPTURE = 24
     FIRST = 30
     DENIAL = 31
 
@@ -476,6 +477,8 @@ class MeterId(IntEnum):
     TAP = 4
     #: Of what goes to a port instead, behind which an agent listens.
     DPI = 5
+    #: Of what is copied for alerts.
+    CAPTURE = 6
     SIGNATURES = 8
     DENIALS = 9
 
@@ -488,6 +491,7 @@ METER_RATES = {
     MeterId.ACTIVATIONS: 200,
     MeterId.TAP: 500,
     MeterId.DPI: 20_000,
+    MeterId.CAPTURE: 200,
     MeterId.SIGNATURES: 500,
     MeterId.DENIALS: 50,
 }

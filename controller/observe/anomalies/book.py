@@ -27,6 +27,7 @@ _ALERT = schema.alert
 _DELIVERY = schema.alert_delivery
 _INVESTIGATION = schema.investigation
 _MARK = schema.mark
+_SAMPLE = schema.packet_sample
 
 #: For so many times of sending again an Alertmanager is told that an alert is over.
 OVER = 5
@@ -178,8 +179,9 @@ def forget(transaction: Transaction, before: float) -> int:
     numbers = [row.id for row in transaction.read(query)]
     if not numbers:
         return 0
-    for table, column in ((_DELIVERY, "alert"), (_INVESTIGATION, "alert"), (_ALERT, "id")):
-        transaction.write(delete(table).where(table.c[column].in_(numbers)))
+    for table in (_DELIVERY, _SAMPLE, _INVESTIGATION):
+        transaction.write(delete(table).where(table.c.alert.in_(numbers)))
+    transaction.write(delete(_ALERT).where(_ALERT.c.id.in_(numbers)))
     return len(numbers)
 
 

@@ -48,6 +48,7 @@ class Bundle:
     role: Json = field(default_factory=dict)
     alerts: Sequence[Json] = ()
     changes: Sequence[Json] = ()
+    packets: Json = field(default_factory=dict)
     missing: Sequence[str] = ()
 
 
@@ -76,6 +77,7 @@ def words(alert: Alert, bundle: Bundle) -> tuple[str, ...]:
         *_listed("denied", bundle.denials, _denial),
         *_listed("talked with", bundle.talks, _talk),
         *_listed("answers", bundle.services, _service),
+        *_of_packets(bundle.packets),
         *bundle.missing,
     ]
     return tuple(lines)
@@ -194,3 +196,11 @@ def _talk(entry: Json) -> str:
 def _service(entry: Json) -> str:
     risks = f", risky: {', '.join(entry['risks'])}" if entry.get("risks") else ""
     return f"{entry['application']} at {entry['protocol']}/{entry['port']} ({entry['how']}{risks})"
+
+
+def _of_packets(packets: Json) -> list[str]:
+    if not packets:
+        return []
+    if not packets["count"]:
+        return ["it sent and received nothing while its packets were copied"]
+    return [f"{packets['count']} of its packets are kept (pleach alerts packets)"]
