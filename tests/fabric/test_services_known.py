@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.act.dataplane.pipeline import TableId
+from controller.act.dataplane.pipeline import METER_RATES, MeterId, TableId
 from controller.agent.tap import Tap
 from controller.agent.tasks import Workplace
 from controller.api import NewToken, Role
@@ -35,7 +35,8 @@ SSH = (b"SSH-2.0-OpenSSH_9.2p1\r\n", b"SSH-2.0-OpenSSH_9.2p1\r\n", b"\0" * 64)
 REDIS = (b"", b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n")
 
 
-SETTINGS: dict[str, str] = {}
+#: A meter that a test changes is not to be repaired meanwhile.
+SETTINGS = {"PLEACH_SOUTHBOUND__RECONCILE_S": "3600"}
 
 
 def chatter(chance: random.Random, category: str) -> list[tuple[bool, bytes]]:
@@ -183,6 +184,38 @@ def test_of_datagrams_that_nobody_answers_little_is_copied(
             assert silent.recv(100) == b"%d" % number
     assert 3 <= copied(world, edge) - before <= 16
     assert "b:udp:514" not in services(world)
+
+
+def bound(world: World, edge: str, rate: int) -> None:
+    """Have the meter of copies let so many packets a second up."""
+    number = int(MeterId.TAP)
+    limits = f"meter={number},pktps,burst,band=type=drop,rate={rate},burst_size={rate}"
+    world.lab.ofctl("mod-meter", edge, limits)
+
+
+def test_packets_go_on_though_there_are_too_many_to_be_copied(
+    world: World, guests: tuple[LabVm, LabVm]
+) -> None:
+    client, server = guests
+    edge = server.edge_of(server.active or "")
+    with netns.entered(server.name):
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound(world, edge, 1)
+    try:
+        with silent:
+            silent.bind((str(server.ipv4), 515))
+            silent.settimeout(20)
+            for number in range(200):
+                with netns.entered(client.name):
+                    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                with one:
+                    one.sendto(b"%d" % number, (str(server.ipv4), 515))
+                    assert silent.recv(100) == b"%d" % number
+        told = world.lab.ofctl("meter-stats", edge, f"meter={int(MeterId.TAP)}")
+    finally:
+        bound(world, edge, METER_RATES[MeterId.TAP])
+    dropped = int(told.partition("0: packet_count:")[2].split()[0])
+    assert dropped > 100
 
 
 def test_a_service_is_looked_at_again(world: World, guests: tuple[LabVm, LabVm]) -> None:
