@@ -76,6 +76,7 @@ _CROWDED, _TCP, _BLOCKED, _OTHER = 15, 10, 5, 2
 _SYN, _ACK = 0x02, 0x10
 _SYN_ONLY: Test = (f.TCP_FLAGS, _SYN, _SYN | _ACK)
 _FORTH: Test = (f.CT_STATE, 0, CT_REPLY | CT_RELATED)
+_BACK: Test = (f.CT_STATE, CT_REPLY, CT_REPLY | CT_RELATED)
 _GOES_ON = CT_TRACKED | CT_ESTABLISHED
 
 
@@ -122,7 +123,7 @@ def observe(view: FabricView, key: str, datapath: str) -> Entries:
             TableId.OBSERVE_IN,
             10,
             ip,
-            (f.CT_STATE, CT_REPLY, CT_REPLY),
+            _BACK,
             do=(Resubmit(TableId.COUNT_IN),),
             goto=after(TableId.OBSERVE_IN),
         )
