@@ -605,7 +605,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 
 def read_policy(model: type[S], path: Path) -> S:
-    """A YAML file that an operator edits as a `model`. SettingsError tells everything that is
+    """A YAML file that an operator edits, as `model`. SettingsError tells everything that is
     wrong with it, by file and line."""
     places: dict[tuple[str, ...], str] = {}
     data = _read(path, places)
@@ -614,22 +614,6 @@ def read_policy(model: type[S], path: Path) -> S:
     except ValidationError as error:
         problems = [_explain(dict(e), places, str(path), model) for e in error.errors()]
         raise SettingsError(*problems) from error
-
-
-F = TypeVar("F", bound=BaseModel)
-
-
-def read_file(path: Path, model: type[F]) -> F:
-    """A file of its own, such as a policy, as `model`. SettingsError tells everything that is
-    wrong with it."""
-    places: dict[tuple[str, ...], str] = {}
-    data = _read(path, places)
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise SettingsError(
-            *(_explain(dict(e), places, str(path), model) for e in error.errors())
-        ) from error
 
 
 def safe_directory(path: Path, owner: int | None = None) -> Path:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from controller.agent.records import Raw
 from controller.model.metrics import COUNTERS, METRICS, Scope
-from controller.settings import Section, read_file
+from controller.settings import Section, read_policy
 
 #: The mapping that comes with Pleach.
 DEFAULT = Path(__file__).parents[2] / "policies" / "prometheus.yaml"
@@ -80,7 +80,7 @@ class PrometheusNames(Section):
 
 def load(path: Path = DEFAULT) -> PrometheusNames:
     """The mapping in a file. Raises SettingsError with everything that is wrong with it."""
-    return read_file(path, PrometheusNames)
+    return read_policy(PrometheusNames, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ cannot be used (exit code 2) ends the whole, because trying again would not help
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controller.commands.common import Exit
+from controller.process import die_with_parent
 
 log = logging.getLogger("controller.supervise")
 
@@ -27,10 +27,6 @@ LONGEST_PAUSE_S = 30.0
 SOUND_S = 60.0
 #: Seconds that a process has to end by itself after SIGTERM.
 GRACE_S = 10.0
-#: `prctl` option: the signal that a child gets when its parent dies (linux/prctl.h).
-_PR_SET_PDEATHSIG = 1
-
-_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(slots=True)
@@ -88,7 +84,7 @@ class _Supervisor:
             *child.command,
             # Of its own, so that a Ctrl-C at the terminal reaches the children by us alone.
             start_new_session=True,
-            preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
         child.starts += 1
         log.info("process started", extra={"program": child.name, "pid": child.process.pid})
@@ -116,10 +112,3 @@ class _Supervisor:
             process.kill()
             await process.wait()
         log.info("process ended", extra={"program": child.name, "code": process.returncode})
-
-
-def _die_with_parent(parent: int) -> None:
-    """In the child: be told to end when the supervisor is killed, so that none is left."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it was killed before the line above
-        os.kill(os.getpid(), signal.SIGTERM)

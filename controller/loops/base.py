@@ -7,7 +7,6 @@ the loop's trouble, and taken again at the next time: no loop ends another, nor 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from controller.history.history import History
 from controller.model.state import State
+from controller.process import die_with_parent
 from controller.settings import Settings
 from controller.store import Store, Transaction
 
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: `prctl` option: the signal that a child gets when its parent dies (linux/prctl.h).
-_PR_SET_PDEATHSIG = 1
 #: How much a computation gives way to the REST interface and the switches, as for `nice`.
 _NICE = 10
 
@@ -190,8 +188,6 @@ def _executor() -> ProcessPoolExecutor:
 
 def _become_worker(parent: int) -> None:
     """In the pool's process: end with the brain, leave signals to it, and give way to it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that was set
-        os._exit(1)
+    die_with_parent(parent, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)
