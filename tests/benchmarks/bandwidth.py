@@ -36,9 +36,13 @@ def solver(options: Options) -> Json:
     """`solve_s` (wall), `solve_cpu_s`, `max_min_gap`, and how much of the fabric was used."""
     vms = 1_000 if options.quick else 10_000
     claims, resources = made_up(vms, vms // 20, np.random.default_rng(SEED))
-    begin, cpu = time.perf_counter(), time.process_time()
-    allocation = decide(claims, resources)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    # The least of three, for others may use the machine as well.
+    took = []
+    for _ in range(3):
+        begin, cpu = time.perf_counter(), time.process_time()
+        allocation = decide(claims, resources)
+        took.append((time.perf_counter() - begin, time.process_time() - cpu))
+    seconds, cpu = min(took)
     again = time.process_time()
     decide(claims, resources, last=allocation)
     again = time.process_time() - again
