@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
 from controller.store import schema
 from controller.store.transaction import Transaction
@@ -31,7 +31,7 @@ class Sample:
 
 def put(tx: Transaction, alert: int, at: float, packets: Iterable[tuple[float, bytes]]) -> None:
     """Keep packets, each with its time (Unix seconds), in the place of what was kept for the
-    alert; nothing where there is no such alert any more."""
+    alert, and have them told with its evidence; nothing where there is no such alert any more."""
     known = select(schema.alert.c.id).where(schema.alert.c.id == alert)
     if tx.read(known).first() is None:
         return
@@ -39,6 +39,8 @@ def put(tx: Transaction, alert: int, at: float, packets: Iterable[tuple[float, b
     tx.write(delete(_TABLE).where(_TABLE.c.alert == alert))
     row = {"alert": alert, "at": at, "count": len(cut), "pcap": pcap(cut)}
     tx.write(insert(_TABLE).values(**row))
+    evidence = schema.investigation
+    tx.write(update(evidence).where(evidence.c.alert == alert).values(due_at=at))
 
 
 def get(connection: Connection, alert: int) -> Sample | None:

@@ -86,9 +86,7 @@ def test_packets_of_a_vm_are_kept_with_its_alert(world: World, guests: tuple[Lab
     wait_until(lambda: not copying(world, one), "nothing is copied any more")
     assert world.deployment.store.snapshot().captures == {}
     words_told = f"{PACKETS} of its packets are kept (pleach alerts packets)"
-    wait_until(
-        lambda: words_told in world.client.investigation(number).words, "it is told", timeout_s=90
-    )
+    wait_until(lambda: words_told in world.client.investigation(number).words, "it is told")
 
 
 def test_copying_ends_when_its_time_is_over(world: World, guests: tuple[LabVm, LabVm]) -> None:

@@ -39,6 +39,7 @@ from controller.model.nouns import (
     Vm,
     Way,
 )
+from controller.model.signatures import Counter, Counts, Reading, Refused, Talked
 from controller.store import (
     EventReceipt,
     Progress,
@@ -52,6 +53,7 @@ from controller.store import (
     copying,
     samples,
     schema,
+    signatures,
 )
 from controller.store.decisions import Decision, keep
 from controller.store.traffic import Row, write_rows
@@ -155,6 +157,14 @@ def fill_rooms(tx: Transaction) -> None:
         )
     )
     tx.write(insert(schema.investigation).values(alert=number, due_at=None, body="{}"))
+    hour = {"vm": "v0", "peer": "v1", "protocol": "tcp", "port": 80, "hour": 500_000}
+    when = {"tenant": "t", "external": False, "first_at": 1.5, "last_at": 2.5}
+    counts = dict.fromkeys(("connections", "packets_out", "bytes_out"), 2)
+    sent = Talked(**hour, **when, **counts, packets_in=1, bytes_in=2**40)
+    signatures.add(tx, [sent, Refused(**hour, **when, packets=1, bytes=60)])
+    counter = Counter("02:00:00:00:00:00", None, 6, 80)
+    reading = Reading(f"{1:016x}", counter, "v0", True, Counts(begun=2), 2.5)
+    signatures.remember(tx, [reading], [])
     samples.put(tx, number, 1.5, [(1.25, bytes(60))])
     tx.write(insert(schema.mark).values(name="anomalies", at=3.5))
     tx.write(insert(schema.behaviour).values(vm="v0", week=2_900, at=3.5, body="{}"))
