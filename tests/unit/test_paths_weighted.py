@@ -161,6 +161,17 @@ def test_other_weights_change_one_group_and_no_label() -> None:
         assert step_of(key, wanted, entries[one][key]) is Step.USE
 
 
+def test_other_weights_touch_nothing_but_paths() -> None:
+    state = fabric(SQUARE, [1, 4], routes=[route((DIRECT, 48, 5), (LEFT, 49, 3))])
+    view = FabricView.of(state)
+    before = view.routes
+    state.routes.update({r.key: r for r in [route((DIRECT, 48, 1), (RIGHT, 50, 3))]})
+    view.rechoose()
+    view.reroute()
+    assert before.differ(view.routes, format_dpid(1))
+    assert not any(before.floods_differ(view.routes, format_dpid(n)) for n in range(1, 5))
+
+
 def test_a_new_way_is_laid_before_it_is_used_and_an_old_one_cleared_after() -> None:
     compiler = Compiler(fabric(SQUARE, [1, 4], routes=[route((DIRECT, 48, 1), (LEFT, 49, 1))]))
     entries = {d: dict(desired.entries) for d, desired in compiler.desired.items()}

@@ -309,6 +309,8 @@ class Impact:
             if not before.differ(self.view.routes, datapath):
                 continue
             self.spots.add((datapath, Unit("paths")))
+            if not before.floods_differ(self.view.routes, datapath):
+                continue  # only what was chosen for the traffic
             for key in self.view.state.subnets:
                 if self.view.subnet_at(key, datapath):
                     self.spots.add((datapath, Unit("subnet", key)))

@@ -80,11 +80,16 @@ class Routes:
 
     def differ(self, other: Routes, switch: str) -> bool:
         """Whether `switch` does something else there."""
+        return self.floods_differ(other, switch) or self.weighted.differ(other.weighted, switch)
+
+    def floods_differ(self, other: Routes, switch: str) -> bool:
+        """Whether `switch` does something else there with what takes the planned trees alone."""
         if self.used.get(switch) != other.used.get(switch) or self.repairs.get(
             switch
         ) != other.repairs.get(switch):
             return True
-        if self.weighted.differ(other.weighted, switch):
+        before, after = self.slots(switch), other.slots(switch)
+        if before is not after and any(after.get(hop, s) != s for hop, s in before.items()):
             return True
         mine, theirs = self.plan, other.plan
         return mine is not theirs and (
