@@ -87,7 +87,19 @@ def speed(world, spine, bps):
 
 
 def wait_shares(world, **wanted):
-    wait_until(lambda: shares(world) == wanted, f"weights {wanted}", 30)
+    """Return once the weights are as wanted, but for what a few kilobits more or less do."""
+
+    def close():
+        found = shares(world)
+        return found.keys() == wanted.keys() and all(
+            abs(found[spine] - count) <= 2 for spine, count in wanted.items()
+        )
+
+    try:
+        wait_until(close, f"weights {wanted}", 30)
+    except TimeoutError as error:
+        route = bulk(world)
+        raise AssertionError(f"{shares(world)} instead of {wanted}: {route.reasons}") from error
     world.applied()
 
 
@@ -96,13 +108,13 @@ def test_weights_follow_what_links_carry_and_nothing_is_lost(world, flow):
     speed(world, "spine1", 3 * GBIT)
     speed(world, "spine2", GBIT)
     wait_shares(world, spine1=24, spine2=8)
-    assert ports(world) == {"spine1": 24, "spine2": 8}
-    cores = world.tables("spine1", "spine2")
+    assert ports(world) == shares(world)
+    labels = {way.tree: way.nodes for way in bulk(world).ways}
     speed(world, "spine1", GBIT)
     wait_shares(world, spine1=16, spine2=16)
-    assert ports(world) == {"spine1": 16, "spine2": 16}
-    # Other weights are groups at the edges, and nothing else.
-    assert world.tables("spine1", "spine2") == cores
+    assert ports(world) == shares(world)
+    # Other weights are no other labels.
+    assert {way.tree: way.nodes for way in bulk(world).ways} == labels
 
 
 def test_a_tunnel_has_less_for_others_while_it_is_reserved(world, flow):
@@ -162,7 +174,14 @@ def test_all_that_was_never_lost(flow):
     assert [(r.lost, r.errors) for r in flow.stop()] == [(0, 0)] * 2
 
 
-def test_a_link_of_a_chosen_path_fails_and_comes_back(world, guests):
+@pytest.fixture
+def again(world, guests):
+    """What paths are chosen for; some of it may be lost."""
+    with Flow(*guests, RATE, port=9_500) as flow:
+        yield flow
+
+
+def test_a_link_of_a_chosen_path_fails_and_comes_back(world, guests, again):
     world.lab.link_down("leaf1", "spine1")
     wait_shares(world, spine2=32)
     # That is what the ingress does by itself, before anything else is decided.
@@ -176,7 +195,7 @@ def test_a_link_of_a_chosen_path_fails_and_comes_back(world, guests):
     wait_shares(world, spine1=16, spine2=16)
 
 
-def test_without_a_brain_what_was_chosen_stays_and_fails_over(world, guests):
+def test_without_a_brain_what_was_chosen_stays_and_fails_over(world, guests, again):
     world.deployment.kill("brain")
     world.lab.link_down("leaf1", "spine1")
     assert probe([guests]).reachable == {("a", "b")}

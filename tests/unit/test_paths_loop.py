@@ -289,7 +289,7 @@ def test_urgent_traffic_has_the_quickest_way_before_there_is_any() -> None:
     assert [way.nodes for way in ways] == [(ONE, THREE, FOUR)]
 
 
-@pytest.mark.parametrize("rate", [0.0, math.nan, -5.0, math.inf])
+@pytest.mark.parametrize("rate", [0.0, 1e-6, math.nan, -5.0, math.inf])
 def test_absurd_rates_leave_all_on_the_planned_trees(rate: float) -> None:
     state = fabric(SQUARE, [1, 4])
     told = [Row(ONE, 60.0, {FOUR: {BULK: rate}}), Row(FOUR, 60.0, {})]

@@ -22,6 +22,11 @@ Hops = dict[str, str]
 Asked = tuple[Nodes, int, int]
 
 
+#: What is less than this share of the slowest link is not worth a route: a rest of traffic that
+#: has ended, which no longer says anything.
+_NEGLIGIBLE = 1e-6
+
+
 def routes_of(plan: Plan, standing: Mapping[str, Route]) -> dict[str, Route]:
     """The routes that `plan` asks for, by key. `standing` are those in force."""
     asked = _asked(plan)
@@ -86,7 +91,8 @@ def _asked(plan: Plan) -> dict[tuple[str, str, RouteClass], list[Asked]]:
 def _buckets(plan: Plan, made: ClassPlan) -> Ints:
     """(paths,): buckets to be laid for a class."""
     paths = plan.ground.paths
-    chosen = made.chosen[paths.pair]
+    least = _NEGLIGIBLE * float(plan.ground.network.capacity.min())
+    chosen = (made.chosen & (made.demand.expected > least))[paths.pair]
     urgent = made.demand.traffic_class.objective is Objective.LATENCY
     if urgent and plan.ground.network.latency.any():
         quickest = shortest(paths, paths.latency + 1e-9 * paths.cost)
