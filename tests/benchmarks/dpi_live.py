@@ -37,7 +37,7 @@ SETTINGS = {"PLEACH_SOUTHBOUND__RECONCILE_S": "3600"}
 
 def run(options: Options) -> Json:
     """Use each server once, look at what is known of it, and measure what watching costs."""
-    rounds = 5 if options.quick else 30
+    rounds = 8 if options.quick else 30
     with bench(leaf_spine(2, 2, 1), tenants=1, settings=SETTINGS) as running:
         client, servers = prepare(running)
         known: dict[str, Service] = {}
