@@ -23,6 +23,7 @@ own_pattern:
   metrics:
     cpu: {least: 0.01}
     memory: {least: 1000000}
+    net_rx: {least: 100}
 limits:
   - {metric: memory, above: 3.0e+9, for_s: 900, severity: critical, vms: [vm2]}
 """
@@ -58,7 +59,7 @@ def tell(served: Running, vm: str, times: np.ndarray, **metrics: np.ndarray) -> 
 
 def fill(served: Running, now: float) -> None:
     """A day of four VMs: one that spikes in the last hour, one that is constant and has gaps, one
-    that is beyond a limit, one that says nothing."""
+    that is beyond a limit, one whose counter begins anew."""
     times = now - 23.5 * HOUR + STEP * np.arange(int(23.5 * HOUR / STEP))
     chance = np.random.default_rng(1)
     calm = 0.3 + 0.01 * chance.normal(size=times.size)
@@ -71,6 +72,9 @@ def fill(served: Running, now: float) -> None:
     large = np.full(times.size, 2e9)
     large[-5:] = 4e9
     tell(served, "vm2", times, cpu=calm, memory=large)
+    counter = 3e5 * np.arange(times.size) + 1e9
+    counter[-4:] -= counter[-4]
+    tell(served, "vm3", times, net_rx_total=counter)
 
 
 def alerts(served: Running, count: int) -> list[AlertInfo]:
