@@ -47,6 +47,10 @@ labs_packages=(
     openssh-server
     redis-server
     redis-tools
+    # Hypervisors of which agents tell.
+    libvirt-daemon
+    libvirt-daemon-driver-qemu
+    qemu-system-x86
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -128,27 +129,36 @@ class Watcher:
         """Read what everything uses, and have it sent."""
         if not self.gauges:
             return
-        at, clock = time.time(), time.monotonic()
-        found: dict[str, dict[str, float]] = {}
+        rows: list[Row] = []
+        told: dict[str, set[str]] = defaultdict(set)
         for source in self.gauges:
+            before = time.monotonic()
             try:
-                for vm, raw in source.measure().items():
-                    # What one before this one said of it counts.
-                    found[vm] = self._meter.take(vm, raw, clock) | found.get(vm, {})
+                found = source.measure()
             except SourceAway as away:
                 self._trouble(source.name, away)
-            else:
-                self._well(source.name)
-        found[self._host] = self._meter.take(self._host, proc.host(), clock)
-        self._meter.keep(found)
-        rows = [Row(subject, at, values) for subject, values in found.items() if values]
+                continue
+            self._well(source.name)
+            # What is asked for at once may take a while: it is of its middle, more or less.
+            clock = (before + time.monotonic()) / 2
+            for vm, raw in found.items():
+                values = self._meter.take(vm, raw, clock)
+                # What one before this one said of it counts.
+                new = {name: value for name, value in values.items() if name not in told[vm]}
+                told[vm] |= new.keys()
+                rows.append(Row(vm, _wall(clock), new))
+        clock = time.monotonic()
+        values = self._meter.take(self._host, proc.host(), clock)
+        rows.append(Row(self._host, _wall(clock), values))
+        self._meter.keep([*told, self._host])
+        rows = [row for row in rows if row.values]
         lost = self._outbox.add(batch_of(rows))
         if lost is not None:
             log.warning(
                 "samples dropped: the controller was away for too long",
                 extra={"count": lost.values, "first": lost.first, "last": lost.last},
             )
-        self.sight.measured_at = at
+        self.sight.measured_at = time.time()
         self.sight.values = sum(len(row.values) for row in rows)
 
     def _tell_boot(self) -> None:
@@ -171,6 +181,11 @@ class Watcher:
         if self.sight.troubles.pop(name, None) is not None:
             self._logged.pop(name, None)
             log.info("a source can be read again", extra={"source": name})
+
+
+def _wall(clock: float) -> float:
+    """Unix seconds at a time of the clock that does not jump."""
+    return time.time() - (time.monotonic() - clock)
 
 
 def held_back(refusals: Collection[tuple[float, Fact, str]], now: float) -> set[str]:
