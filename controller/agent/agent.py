@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller.act.queues.plan import plan
 from controller.agent import mapping
+from controller.agent.auditing import Auditor
 from controller.agent.hypervisor import Libvirt
 from controller.agent.naming import Names
 from controller.agent.outbox import Outbox
@@ -58,7 +59,10 @@ class Agent:
         names = Names(chosen.identify, self.outbox, connect)
         self.sender = Sender(self.outbox, connect, chosen.batch_values)
         self.watcher = Watcher(host, self.outbox, chosen.interval_s, chosen.look_s)
-        self._tasks: list[Task] = [self.watcher, self.sender]
+        self.auditor = Auditor(
+            host, self.outbox, connect, lambda: self.watcher.sight.machines, self.watcher.wake
+        )
+        self._tasks: list[Task] = [self.watcher, self.sender, self.auditor]
         self._switch: Switch | None = None
         gauges: list[Gauge] = []
         if chosen.bridge:
@@ -141,6 +145,7 @@ class Agent:
             "pid": os.getpid(),
             "host": self._work.host,
             "vms": [asdict(machine) for machine in sight.machines],
+            "elsewhere": self.auditor.elsewhere,
             "looked_at": sight.looked_at,
             "measured_at": sight.measured_at,
             "values": sight.values,

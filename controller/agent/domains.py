@@ -14,8 +14,9 @@ from controller.agent.records import Machine, Raw
 
 #: virDomainState and virDomainPausedReason of libvirt's API.
 _PAUSED = 3
-_PAUSED_MIGRATION = 2
 _PAUSED_STARTING = 11
+#: Its memory goes or comes; its memory is fetched by the target (post-copy), or could not be.
+_PAUSED_MOVING = (2, 12, 13)
 
 Stats = Mapping[str, object]
 _NET = (
@@ -51,7 +52,7 @@ class Domain:
 
 def arriving(state: int, reason: int) -> bool:
     """Whether it stands still because its memory comes, or goes."""
-    return state == _PAUSED and reason == _PAUSED_MIGRATION
+    return state == _PAUSED and reason in _PAUSED_MOVING
 
 
 def starting(state: int, reason: int) -> bool:

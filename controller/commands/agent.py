@@ -140,6 +140,8 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"\n{name}: {cause}\n  mend: {mend}")
     for reason, example in sent["examples"].items():
         typer.echo(f"\nsamples refused ({reason}), such as {example}")
+    for vm, host in found["elsewhere"].items():
+        typer.echo(f"\n{vm} runs here, but the controller has it at {host}")
     for event in found["refused_events"][-10:]:
         at = _instant(event["at"])
         typer.echo(f"\nevent refused at {at}: {event['type']} {event['vm']}: {event['cause']}")

@@ -340,6 +340,8 @@ def test_a_domain_is_read_from_its_xml() -> None:
     assert seen.macs == ("52:54:00:aa:bb:cc", "52:54:00:00:00:03")
     assert not seen.arriving
     assert domain.machine("web-1", 3, 2).arriving
+    assert domain.machine("web-1", 3, 12).arriving  # its target fetches what is missing
+    assert not domain.machine("web-1", 1, 10).arriving  # that is the target
     assert not domain.machine("web-1", 3, 1).arriving  # an operator's pause
     with pytest.raises(ValueError, match="cannot be read"):
         domains.parse("<domain>")

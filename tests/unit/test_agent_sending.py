@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from northbound_server import Running, define, running
 
+from controller.agent.auditing import Auditor
 from controller.agent.outbox import Outbox
-from controller.agent.records import Fact, Row, Told, batch_of
+from controller.agent.records import Fact, Machine, Row, Told, batch_of
 from controller.agent.sending import FIRST_PAUSE_S, Sender
 from controller.api import NewToken, ProblemBody, Role
 from controller.client import Client, Problem
@@ -235,6 +236,29 @@ def test_a_migration_is_told_by_the_target(world: World) -> None:
             placement = client.vm("vm0").placement
             assert placement is not None
             assert placement.host == "h1"
+
+
+def test_a_vm_that_the_controller_forgot_is_told_of_again(world: World) -> None:
+    woken: list[bool] = []
+    machines = tuple(Machine(f"vm{n}", ("p1",)) for n in range(3))
+    with world.controller() as served:
+        for machine in machines:
+            world.tell(machine.vm, EventType.VM_PLACED, f"p-{machine.vm}")
+        auditor = Auditor(
+            "h1", world.outbox, world.connect, lambda: machines, lambda: woken.append(True)
+        )
+        auditor.once()  # while events wait, there is nothing to compare
+        assert not woken
+        assert world.sender.once() == 0
+        auditor.once()
+        assert world.outbox.told().keys() == {"vm0", "vm1", "vm2"}
+        with served.client() as client:
+            client.remove("vm0", "h1")
+            client.place("vm1", "h2", ["p9"])
+        auditor.once()
+        assert world.outbox.told().keys() == {"vm1", "vm2"}
+        assert auditor.elsewhere == {"vm1": "h2"}
+        assert woken
 
 
 class _Refusing(BaseHTTPRequestHandler):
