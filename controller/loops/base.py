@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from controller.history.history import History
 from controller.model.state import State
@@ -111,11 +111,15 @@ class Pool:
             return
         # There is no public way to end a computation that is under way.
         processes = list((executor._processes or {}).values())
+        queue: Any = getattr(executor, "_call_queue")  # noqa: B009 - which its types do not tell
         executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
         for process in processes:
             process.join()
+        # What was on its way to it would otherwise be waited for at the end of this process, for
+        # ever (CPython's gh-94777, which Debian 12's Python has).
+        queue._reader.close()
 
 
 class Loops:

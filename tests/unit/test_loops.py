@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from typing import cast
 
@@ -131,3 +133,29 @@ def test_what_is_computed_ends_with_the_pool() -> None:
         pool.stop()
 
     asyncio.run(run())
+
+
+STOPPED_IN_THE_MIDDLE = """
+import asyncio, time
+from controller.loops.base import Pool
+
+async def main():
+    pool = Pool()
+    busy = [asyncio.ensure_future(pool.run(time.sleep, 600))]
+    # More than fits into a pipe waits behind it.
+    busy += [asyncio.ensure_future(pool.run(len, bytes(1_000_000))) for _ in range(3)]
+    while not (pool._executor and pool._executor._processes):
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(pool.stop)
+    await asyncio.gather(*busy, return_exceptions=True)
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+def test_a_process_ends_whose_pool_was_stopped_with_work_on_its_way() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_THE_MIDDLE], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.returncode) == ("ended\n", 0), done.stderr
