@@ -28,7 +28,8 @@ MIB = 10**6
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("paths") / "state"
-    with running(directory, environ={"PLEACH_PATHS__ENABLED": "false"}) as found:
+    # Who looks once a minute does not take away the routes that are put here.
+    with running(directory, environ={"PLEACH_PATHS__LOOK_S": "60"}) as found:
         yield found
 
 
