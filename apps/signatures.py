@@ -47,6 +47,8 @@ GATHER_S = 0.02
 WAITING = 5_000
 #: Seconds between two rounds of giving up what is not used, and of forgetting what is old.
 TIDY_S, FORGET_S = 30.0, 3_600.0
+#: VMs that are looked at before others have their turn.
+TIDIED = 100
 
 
 class _First(NamedTuple):
@@ -69,7 +71,8 @@ class Signatures(App):
         self.ledger = Ledger()
         self.tally = Tally(southbound.readings)
         self._vms = {reading.counter.mac: reading.vm for reading in southbound.readings}
-        self._known_directory: Directory | None = None
+        view = southbound.view
+        self._directory = Directory(view.state, view.observed)
         self._first: list[_First] = []
         self._begun = hub.Event()
         #: Signatures that were taken over before their first packet was heard of, and whether that
@@ -90,11 +93,8 @@ class Signatures(App):
     @property
     def directory(self) -> Directory:
         """Who has which address now."""
-        state = self.southbound.view.state
-        known = self._known_directory
-        if known is None or known.revision != state.revision:
-            known = self._known_directory = Directory(state, self.southbound.view.observed)
-        return known
+        self._directory.follow(self.southbound.view.state)
+        return self._directory
 
     # --- What begins ---------------------------------------------------------------------------
 
@@ -343,15 +343,20 @@ class Signatures(App):
     def _tidy(self) -> None:
         hub.sleep(min(TIDY_S, self.settings.idle_s))
         view = self.southbound.view
+        before = time.time() - self.settings.idle_s
+        vms = [*view.observed.signatures.keys() | view.observed.crowded]
+        for start in range(0, len(vms), TIDIED):
+            some = vms[start : start + TIDIED]
+            most = self.settings.most_per_vm
+            used = self.tally.used
+            self._changed(expire(view.observed, view.state, some, used, before, most))
+            hub.sleep(0)
+        self._forget()
+
+    def _forget(self) -> None:
         now = time.time()
-        before = now - self.settings.idle_s
-        used = self.tally.last_used()
-        most = self.settings.most_per_vm
-        touched = expire(view.observed, view.state, used, before, most)
-        self._changed(touched)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_S
             oldest = hour_of(now - self.settings.keep_days * 86_400)
-
             with self.southbound.store.transaction(durable=False) as tx:
                 signatures.forget(tx, oldest)

@@ -36,7 +36,7 @@ from controller.model.signatures import (
     Signature,
     Talked,
 )
-from controller.model.state import State
+from controller.model.state import Change, State
 from controller.observe.signatures.book import Directory, expire, meet
 from controller.observe.signatures.heads import head
 from controller.observe.signatures.ledger import Ledger
@@ -98,10 +98,10 @@ def test_what_was_counted_is_counted_once() -> None:
     tally = Tally()
     assert tally.take("d1", {WEB: Counts(2, 120, 7, 700)}, 10.0).counted[WEB].rest == 7
     assert tally.take("d1", {WEB: Counts(2, 120, 7, 700)}, 20.0).counted == {}
-    assert tally.used("d1", WEB) == 10.0
+    assert tally.used(WEB) == 10.0
     # At another switch it counts apart, and both are the signature's.
     assert tally.take("d2", {WEB: Counts(0, 0, 1, 60)}, 30.0).counted[WEB] == Counts(0, 0, 1, 60)
-    assert tally.last_used() == {WEB: 30.0}
+    assert tally.used(WEB) == 30.0
     # It was made anew with less in it, and then went away.
     assert tally.take("d1", {WEB: Counts(1, 60, 7, 700)}, 40.0).counted[WEB] == Counts(1, 60)
     assert tally.take("d1", {}, 50.0).gone == (WEB,)
@@ -143,6 +143,22 @@ def test_whom_an_address_stands_for() -> None:
     assert directory.peer("red", None).name == OTHERS
 
 
+def test_the_directory_follows() -> None:
+    now = state()
+    directory = Directory(now, Observed())
+    moved = now.vms["b"].model_copy(
+        update={"nics": (Nic(mac="02:00:00:00:00:09", subnet="net", ipv4="10.0.0.9"),)}
+    )
+    now.apply(Change(1, "vm", "b", moved))
+    now.apply(Change(2, "vm", "c", None))
+    directory.follow(now)
+    assert directory.vm("red", ip_address("10.0.0.9")) == "b"
+    assert directory.vm("red", ip_address("10.0.0.2")) is None
+    assert directory.owner("02:00:00:00:00:09") == "b"
+    assert directory.owner("02:00:00:00:00:03") is None
+    assert (directory.tenant("b"), directory.tenant("c")) == ("red", "")
+
+
 def of(vm: str, number: int) -> Signature:
     return Signature(vm, "02:00:00:00:00:01", ip_network("10.0.0.2/32"), 6, number)
 
@@ -161,7 +177,8 @@ def test_what_is_not_used_is_given_up() -> None:
     meet(observed, [of("a", n) for n in range(10)] + [of("gone", 1)], 9)
     assert observed.crowded == {"a"}
     used = {Counter(*of("a", n)[1:]): 50.0 if n < 7 else 150.0 for n in range(9)}
-    assert expire(observed, state(), used, before=100.0, most=9) == {"a", "gone"}
+    vms = list(observed.signatures)
+    assert expire(observed, state(), vms, used.get, before=100.0, most=9) == {"a", "gone"}
     assert observed.signatures == {"a": {of("a", 7), of("a", 8)}}
     assert not observed.crowded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -13,9 +14,8 @@ from ipaddress import (
 )
 
 from controller.act.dataplane.openflow import fields as f
-from controller.act.dataplane.openflow.aliens import AlienFlow
 from controller.act.dataplane.openflow.flow_entry import Installed
-from controller.act.dataplane.openflow.records import Flow
+from controller.act.dataplane.openflow.records import Match
 from controller.act.dataplane.pipeline import SEEN, Owner, TableId, owner_of
 from controller.model.addresses import mac_from_int
 from controller.model.signatures import Counter, Counts, Denied
@@ -51,39 +51,46 @@ class Counted:
             owner = owner_of(flow.cookie)
             if flow.match is None or owner not in _OWNERS:
                 continue
-            tests: _Tests = {field: (value, mask) for field, value, mask in flow.match}
             if flow.table in COUNTING:
-                self._talk(flow, tests, entry)
-            elif (denied := _denied(flow.table, tests)) is not None:
+                self._talk(flow.table, flow.match, entry, kept=owner is Owner.SIGNATURE)
+            elif (denied := _denied(flow.table, flow.match)) is not None:
                 self.denials[denied] = (entry.packets, entry.bytes, entry.seconds)
 
-    def _talk(self, flow: Flow | AlienFlow, tests: _Tests, entry: Installed) -> None:
-        counter = _counter(flow.table, tests)
-        if counter is None or flow.priority < 1:
+    def _talk(self, table: int, match: Match, entry: Installed, *, kept: bool) -> None:
+        counter, begins = _counter(table, match)
+        if counter is None:
             return
-        if owner_of(flow.cookie) is Owner.SIGNATURE:
+        if kept:
             self.kept.add(counter)
         known = self.talks.get(counter, Counts())
-        if flow.table == TableId.COUNT_IN:
+        if table == TableId.COUNT_IN:
             self.talks[counter] = known._replace(back=entry.packets, back_bytes=entry.bytes)
-        elif SEEN in tests:
+        elif begins:
             self.talks[counter] = known._replace(begun=entry.packets, begun_bytes=entry.bytes)
         else:
             self.talks[counter] = known._replace(rest=entry.packets, rest_bytes=entry.bytes)
 
 
-def _counter(table: int, tests: _Tests) -> Counter | None:
+def _tests(match: Match) -> _Tests:
+    return {field: (value, mask) for field, value, mask in match}
+
+
+@lru_cache(maxsize=100_000)  # the same ones are read again and again
+def _counter(table: int, match: Match) -> tuple[Counter | None, bool]:
+    """What an entry counts, and whether it counts what begins."""
+    tests = _tests(match)
     out = table == TableId.COUNT_OUT
     mac = tests.get(f.ETH_SRC if out else f.ETH_DST)
     if mac is None:
-        return None  # it counts nothing of one VM
+        return None, False  # it counts nothing of one VM
     peer = _network(tests, _TARGETS if out else _SOURCES)
     protocol = tests.get(f.IP_PROTO, (0, None))[0]
     port = _first(tests, _TARGET_PORTS if out else _SOURCE_PORTS)
-    return Counter(mac_from_int(mac[0]), peer, protocol, port)
+    return Counter(mac_from_int(mac[0]), peer, protocol, port), SEEN in tests
 
 
-def _denied(table: int, tests: _Tests) -> Denied | None:
+def _denied(table: int, match: Match) -> Denied | None:
+    tests = _tests(match)
     mac = tests.get(f.ETH_SRC if table == TableId.DENIED_OUT else f.ETH_DST)
     source, target = _address(tests, _SOURCES), _address(tests, _TARGETS)
     if mac is None or source is None or target is None:

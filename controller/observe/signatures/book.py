@@ -4,10 +4,11 @@ are not used any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from controller.model.nouns import Vm
 from controller.model.signatures import (
     OTHERS,
     Counter,
@@ -33,16 +34,39 @@ class Peer(NamedTuple):
 
 
 class Directory:
-    """Who has an address? Of one revision of the state."""
+    """Who has an address? `follow` keeps it true; that costs what has changed since."""
 
     def __init__(self, state: State, observed: Observed) -> None:
-        self.revision = state.revision
         self._observed = observed
-        self._vms = {
-            (vm.tenant, address): vm.id for vm in state.vms.values() for address in addresses(vm)
-        }
-        self._nics = {nic.mac: vm.id for vm in state.vms.values() for nic in vm.nics}
-        self._tenants = {vm.id: vm.tenant for vm in state.vms.values()}
+        self._revision = -1
+        self._records: dict[str, Vm] = {}
+        self._vms: dict[tuple[str, IPv4Address | IPv6Address], str] = {}
+        self._nics: dict[str, str] = {}
+        self.follow(state)
+
+    def follow(self, state: State) -> None:
+        """Be of `state` from now on."""
+        if state.revision == self._revision:
+            return
+        self._revision = state.revision
+        known = self._records
+        gone = [key for key, vm in known.items() if state.vms.get(key) is not vm]
+        for key in gone:
+            self._leave(known.pop(key))
+        if len(known) < len(state.vms):
+            for key, vm in state.vms.items():
+                if key not in known:
+                    known[key] = vm
+                    self._vms.update({(vm.tenant, at): key for at in addresses(vm)})
+                    self._nics.update({nic.mac: key for nic in vm.nics})
+
+    def _leave(self, vm: Vm) -> None:
+        for at in addresses(vm):
+            if self._vms.get((vm.tenant, at)) == vm.id:
+                del self._vms[vm.tenant, at]
+        for nic in vm.nics:
+            if self._nics.get(nic.mac) == vm.id:
+                del self._nics[nic.mac]
 
     def vm(self, tenant: str, address: IPv4Address | IPv6Address) -> str | None:
         """The VM of a tenant that has an address."""
@@ -54,7 +78,8 @@ class Directory:
 
     def tenant(self, vm: str) -> str:
         """The tenant of a VM; "" where it is not known any more."""
-        return self._tenants.get(vm, "")
+        known = self._records.get(vm)
+        return known.tenant if known is not None else ""
 
     def peer(self, tenant: str, network: IPv4Network | IPv6Network | None) -> Peer:
         """Whom a counter's network stands for."""
@@ -109,25 +134,29 @@ def meet(observed: Observed, found: Iterable[Signature], most: int) -> Met:
 def expire(
     observed: Observed,
     state: State,
-    used: Mapping[Counter, float],
+    vms: Iterable[str],
+    used: Callable[[Counter], float | None],
     before: float,
     most: int,
 ) -> set[str]:
-    """Give up the signatures that were used last `before` then (Unix seconds), and those of VMs
-    that are gone: `observed` is changed. The VMs that this is about."""
+    """Give up the signatures of `vms` that were `used` last before then (Unix seconds), and those
+    of VMs that are gone: `observed` is changed. The VMs that this is about."""
     touched: set[str] = set()
-    for vm, known in list(observed.signatures.items()):
+    for vm in vms:
+        known = observed.signatures.get(vm, set())
         macs = {nic.mac for nic in state.vms[vm].nics} if vm in state.vms else set[str]()
-        stale = {
-            s for s in known if s.mac not in macs or used.get(Counter(*s[1:]), before) < before
-        }
+        stale = {s for s in known if s.mac not in macs or _is_old(used(Counter(*s[1:])), before)}
         if stale:
             touched.add(vm)
             known -= stale
         if not known:
-            del observed.signatures[vm]
-    for vm in list(observed.crowded):
-        if len(observed.signatures.get(vm, ())) <= most * _UNCROWDED:
+            observed.signatures.pop(vm, None)
+        if vm in observed.crowded and len(known) <= most * _UNCROWDED:
             observed.crowded.discard(vm)
             touched.add(vm)
     return touched
+
+
+def _is_old(used: float | None, before: float) -> bool:
+    """What was not read yet is new."""
+    return used is not None and used < before

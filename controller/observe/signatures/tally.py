@@ -43,42 +43,42 @@ class Tally:
 
     def __init__(self, readings: Iterable[Reading] = ()) -> None:
         self._counts: dict[str, dict[Counter, Counts]] = {}
-        self._used: dict[tuple[str, Counter], float] = {}
+        self._used: dict[Counter, float] = {}
         for reading in readings:
             self._counts.setdefault(reading.datapath, {})[reading.counter] = reading.counts
-            self._used[reading.datapath, reading.counter] = reading.used_at
+            self._use(reading.counter, reading.used_at)
 
     def take(self, datapath: str, read: Mapping[Counter, Counts], at: float) -> News:
         """Take in all counters of a datapath, as read `at` (Unix seconds)."""
-        known = self._counts.setdefault(datapath, {})
+        known = self._counts.get(datapath, {})
         counted: dict[Counter, Counts] = {}
         found = []
         for counter, counts in read.items():
             before = known.get(counter)
             if before is None:
                 found.append(counter)
-                self._used[datapath, counter] = at
+                self._use(counter, at)
+            elif before == counts:
+                continue
             new = since(before or Counts(), counts)
             if any(new):
                 counted[counter] = new
-                self._used[datapath, counter] = at
+                self._use(counter, at)
         gone = tuple(counter for counter in known if counter not in read)
-        for counter in gone:
-            del self._used[datapath, counter]
         self._counts[datapath] = dict(read)
+        for counter in gone:
+            if not any(counter in counts for counts in self._counts.values()):
+                self._used.pop(counter, None)
         return News(counted, gone, tuple(found))
+
+    def _use(self, counter: Counter, at: float) -> None:
+        self._used[counter] = max(at, self._used.get(counter, at))
 
     def counts(self, datapath: str, counter: Counter) -> Counts:
         """How far a counter has counted."""
         return self._counts[datapath][counter]
 
-    def used(self, datapath: str, counter: Counter) -> float:
-        """When a counter counted last, or was made (Unix seconds)."""
-        return self._used[datapath, counter]
-
-    def last_used(self) -> dict[Counter, float]:
-        """When each counter counted last, at whichever datapath."""
-        last: dict[Counter, float] = {}
-        for (_, counter), at in self._used.items():
-            last[counter] = max(at, last.get(counter, at))
-        return last
+    def used(self, counter: Counter) -> float | None:
+        """When a counter counted last at whichever datapath, or was made (Unix seconds); None
+        where it was never read."""
+        return self._used.get(counter)
