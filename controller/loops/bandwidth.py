@@ -84,8 +84,10 @@ class Sharing:
         if not self._settings.enabled:
             await self._withdraw(ground)
             return
-        usage = await asyncio.to_thread(read_usage, ground.store, self._seen_at)
         now = time.time()
+        if self._memory is None:  # what was measured while nobody decided is out of date
+            self._seen_at = now - self._settings.interval_s
+        usage = await asyncio.to_thread(read_usage, ground.store, self._seen_at)
         if usage or now >= self._due_at:
             self._due_at = now + self._settings.interval_s
             self._seen_at = max((row.at for row in usage), default=self._seen_at)
