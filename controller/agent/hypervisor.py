@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from controller.agent.domains import Domain, arriving, basic, parse, raw, starting
-from controller.agent.records import Capacity, Machine, Raw, SourceAway
+from controller.agent.records import Machine, Raw, SourceAway
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +92,6 @@ class Libvirt:
                 if told is not None:
                     found[vm] = raw(told)
             return found
-
-    def capacity(self) -> Capacity:
-        """What the host has. Raises SourceAway."""
-        with self._lock, self._asked() as (_, connection):
-            info = connection.getInfo()
-            return Capacity(float(info[2]), info[1] * float(1 << 20))
 
     def run(self, stopping: threading.Event) -> None:
         """Serve libvirt's events, which its connection needs all the time."""

@@ -6,17 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from controller.agent.records import Capacity, Raw
+from controller.agent.records import Raw
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Of /proc/diskstats (Documentation/admin-guide/iostats.rst).
 _SECTOR = 512
-
-
-def capacity(proc: Path = Path("/proc")) -> Capacity:
-    """What this host has."""
-    return Capacity(float(_cores(proc)), _memory(proc)["MemTotal"])
 
 
 def host(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Raw:

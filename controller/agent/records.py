@@ -53,14 +53,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """What the host has: CPUs, and bytes of memory."""
-
-    cores: float
-    memory: float
-
-
-@dataclass(frozen=True, slots=True)
 class Fact:
     """Something to tell, as it was seen: an event without what only the controller knows (the
     order of its NICs, where a VM comes from). `at` is Unix seconds."""

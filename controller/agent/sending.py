@@ -101,7 +101,8 @@ class Sender:
         except Problem as problem:
             return self._put_off(problem)
         except OSError as error:  # of the files of certificates, or of the token
-            return self._failed(str(error), "See the settings agent.ca, certificate and key.", 0)
+            mend = "See the files of agent.token_file, agent.ca, certificate and key."
+            return self._failed(str(error), mend, 0)
         self._pause_s = FIRST_PAUSE_S
         self.account.trouble, self.account.mend = "", ""
         self.account.trouble_since = None

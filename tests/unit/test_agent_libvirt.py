@@ -72,7 +72,6 @@ def test_domains_are_seen_and_measured(driver: Any) -> None:
         assert raw.gauges["memory_size"] == 64 << 20
         assert raw.counts["net_rx_total"].keys() == {"tap7"}
         assert raw.shares["cpu"][1] == 2
-        assert source.capacity().cores >= 1
 
 
 def test_an_event_wakes_and_a_look_tells_what_it_was(driver: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -424,12 +425,11 @@ def test_connections_are_counted_by_zone() -> None:
 
 def test_this_host_is_read_from_proc() -> None:
     raw = proc.host()
-    capacity = proc.capacity()
-    assert raw.gauges["host_cores"] == capacity.cores >= 1
-    assert 0 < raw.gauges["host_memory"] < raw.gauges["host_memory_size"] == capacity.memory
+    assert 1 <= raw.gauges["host_cores"] <= (os.cpu_count() or 1)
+    assert 0 < raw.gauges["host_memory"] < raw.gauges["host_memory_size"]
     (used, cores) = raw.shares["host_cpu"]
     assert used["cpu"] > 0
-    assert cores == capacity.cores
+    assert cores == raw.gauges["host_cores"]
     assert len(proc.boot_id()) > 8
 
 
