@@ -19,6 +19,7 @@ from controller.act.dataplane.counting import Counted
 from controller.act.dataplane.openflow.decode import PacketIn
 from controller.act.dataplane.openflow.fields import IN_PORT
 from controller.act.dataplane.pipeline import Owner, TableId, owner_of
+from controller.act.dataplane.rules.signatures import DENIED_IDLE_S
 from controller.model.addresses import format_dpid
 from controller.model.signatures import (
     OTHERS,
@@ -80,6 +81,8 @@ class Signatures(App):
         self._unheard: dict[Signature, bool] = {}
         #: How far denials were counted, by datapath.
         self._denied: dict[str, dict[Denied, tuple[int, int, float]]] = {}
+        #: When the first packet of each denial went up, of the last minute.
+        self._heard: dict[Denied, float] = {}
         self._denied_hour: tuple[int, dict[str, set[tuple[str, str, int]]]] = (0, {})
         self._readings: dict[tuple[str, Counter], Reading] = {}
         self._gone: set[tuple[str, Counter]] = set()
@@ -111,8 +114,9 @@ class Signatures(App):
         size = max(packet.size, len(packet.data))
         if owner is Owner.DENIAL:
             mac = read.sender if packet.table == TableId.DENIED_OUT else read.receiver
-            denied = Denied(mac, read.source, read.target, read.protocol, read.port)
-            self._refused(denied, 1, size, time.time())
+            self._denied_first(
+                Denied(mac, read.source, read.target, read.protocol, read.port), size
+            )
             return
         datapath = format_dpid(event.msg.datapath.id)
         place = self.southbound.view.plugged.get((datapath, packet.fields.get(IN_PORT, 0)))
@@ -267,6 +271,14 @@ class Signatures(App):
 
     # --- What was denied -------------------------------------------------------------------------
 
+    def _denied_first(self, denied: Denied, size: int) -> None:
+        """A packet that was denied and had no counter. Others that came with it may go up too, and
+        go through the counter all the same."""
+        now = time.time()
+        if now - self._heard.get(denied, -DENIED_IDLE_S) >= DENIED_IDLE_S:
+            self._heard[denied] = now
+            self._refused(denied, 1, size, now)
+
     def _take_denials(self, datapath: str, read: Counted, now: float) -> None:
         before = self._denied.get(datapath)
         up_s = time.monotonic() - self._began
@@ -281,6 +293,9 @@ class Signatures(App):
             if more:
                 self._refused(denied, more, bytes_, now)
         self._denied[datapath] = read.denials
+        for denied, at in list(self._heard.items()):
+            if now - at >= DENIED_IDLE_S:
+                del self._heard[denied]
 
     def _refused(self, denied: Denied, packets: int, octets: int, at: float) -> None:
         directory = self.directory
