@@ -19,7 +19,7 @@ from schemathesis.checks import load_all_checks
 from controller.act.dataplane.compiler import Compiler
 
 #: Requests of each operation.
-EXAMPLES = 10
+EXAMPLES = 5
 
 load_all_checks()
 _CHECKS = [
