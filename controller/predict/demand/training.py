@@ -16,7 +16,7 @@ import numpy as np
 from controller.predict.demand import boosted
 from controller.predict.demand.boosted import Boosted, Training
 from controller.predict.demand.conformal import Misses, misses, together
-from controller.predict.demand.features import scales, summarise
+from controller.predict.demand.features import scales
 from controller.predict.demand.forecast import sane
 from controller.predict.demand.keep import About, Kept, ModelStore
 from controller.predict.demand.ledger import Told
@@ -24,7 +24,7 @@ from controller.predict.demand.models import Model, ask
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import loss
 from controller.predict.demand.series import DAY_BINS, HOUR_BINS, STEP, Array, Metric, Panel
-from controller.predict.demand.targets import Target
+from controller.predict.demand.targets import Target, seasonal_error
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,9 @@ def horizon(target: Target) -> int:
 
 def target_scales(panel: Panel, targets: Sequence[Target]) -> dict[Target, Array]:
     """For each target the scale [series] of losses, as of the panel's end."""
-    summary = summarise(panel)
-    return {
-        target: scales(panel, target.series(summary.window), target, summary.error)
-        for target in targets
-    }
+    window = panel.window()
+    error = seasonal_error(window, DAY_BINS)
+    return {target: scales(panel, target.series(window), target, error) for target in targets}
 
 
 def retrain(
