@@ -32,8 +32,6 @@ _DAY = range(1, 25)
 _MEANS = (3, 6, 12, 36, 72, 144, 288, 2016)
 _PEAKS = (6, 12, 36, 72, 288, 2016)
 _QUANTILES = (0.1, 0.5, 0.9, 0.95, 0.99)
-#: Quantiles of what the base missed by in the last week: what the model's are for this series.
-_MISSED = (0.05, 0.25, 0.75, 0.9, 0.95, 0.98, 0.99)
 #: Half widths, in steps, of the means around the same time on other days.
 _AROUND = {Target.FIVE_MINUTES: (1, 6), Target.HOURS: (1,), Target.HOUR_PEAKS: (1,)}
 #: Steps of the recent level, and how long before a step it typically was.
@@ -245,17 +243,13 @@ def _steps(
     pool = np.concatenate([series[:, at] for at in near], axis=1)
     relative |= _ranks("slot", pool)
     relative |= _hours(summary, series, target, leads)
-    misses = _base_misses(series, target)
-    errors = np.nanmean(np.abs(misses), axis=2)
+    errors = _base_errors(series, target)
     choices = np.stack([relative[n] for n in ("level", "day1", "day7", "week_mean")], axis=1)
     best = np.argmin(np.where(np.isnan(errors), np.inf, errors), axis=1)
     base = np.take_along_axis(choices, best[:, None, None], axis=1)[:, 0]
     base = np.where(np.isnan(base), level[:, None], base)
     spread = {f"error{kind}": errors[:, kind] for kind in range(errors.shape[1])}
     spread["error"] = summary.error
-    missed = np.take_along_axis(misses, best[:, None, None], axis=1)[:, 0]
-    for share, value in zip(_MISSED, known_quantiles(missed, _MISSED), strict=True):
-        spread[f"missed_q{share}"] = value
     return relative, spread, base
 
 
@@ -299,9 +293,8 @@ def _hours(
     return out
 
 
-def _base_misses(series: Array, target: Target) -> Array:
-    """[series, bases, steps]: what came in the last week, minus each simple forecast of it that
-    may be the base."""
+def _base_errors(series: Array, target: Target) -> Array:
+    """Mean absolute error in the last week of each simple forecast that may be the base."""
     season, length = target.season, series.shape[1]
     width, lag = _LEVEL[target]
     week = 7 * season
@@ -313,7 +306,7 @@ def _base_misses(series: Array, target: Target) -> Array:
     level = before(moving_mean(series, width // 2), lag)
     weekly = np.nanmean(np.stack([before(series, day * season) for day in range(1, 8)]), axis=0)
     guesses = (level, before(series, season), before(series, week), weekly)
-    return np.stack([actual - guess for guess in guesses], axis=1)
+    return np.stack([np.nanmean(np.abs(actual - guess), axis=1) for guess in guesses], axis=1)
 
 
 def _ranks(name: str, pool: Array) -> dict[str, Array]:
