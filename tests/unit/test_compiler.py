@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.act.dataplane.compiler import Compiler, Key, compile_all, compile_unit
+from controller.act.dataplane.compiler import Compiler, FlowKey, Key, compile_all, compile_unit
 from controller.act.dataplane.impact import datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow
 from controller.act.dataplane.pipeline import TABLES, WEIGHTED, TableId
@@ -382,3 +382,18 @@ def test_every_entry_has_an_owner_by_name() -> None:
     }
     assert {"vm r1", "vm r2", "subnet red1", "tenant red", "switch", "paths"} <= owners
     assert "nobody" not in owners
+
+
+def test_a_vm_that_comes_costs_no_rule_of_who_talks_to_whom() -> None:
+    compiler = Compiler(base_state())
+    changed = compiler.apply(
+        [
+            Change(1, "vm", "r3", vm_record("r3", ["red1"], ())),
+            Change(2, "placement", "r3", Placement(vm="r3", host="h1", ports=("r3s0",))),
+        ]
+    ).changed
+    counting = {TableId.OBSERVE_OUT, TableId.OBSERVE_IN}
+    counting |= {TableId.COUNT_OUT, TableId.COUNT_IN, TableId.DENIED_OUT, TableId.DENIED_IN}
+    keys = [key for found in changed.values() for key in found]
+    assert keys
+    assert not [key for key in keys if isinstance(key, FlowKey) and key.table in counting]
