@@ -55,6 +55,7 @@ TIDIED = 100
 class _First(NamedTuple):
     """The first packet of a connection that had no counter."""
 
+    datapath: str
     signature: Signature
     bytes: int
     at: float
@@ -124,7 +125,7 @@ class Signatures(App):
             return
         counter = Counter(read.sender, ip_network(read.target), read.protocol, read.port)
         signature = self._signature(place.vm, counter)
-        self._first.append(_First(signature, size, time.time()))
+        self._first.append(_First(datapath, signature, size, time.time()))
         self._begun.set()
 
     def _is_late_reply(self, vm: str, read: Head) -> bool:
@@ -149,14 +150,18 @@ class Signatures(App):
         hub.sleep(GATHER_S)
         self._begun.clear()
         first, self._first = self._first, []
-        fresh = set(self._meet([one.signature for one in first]).new)
+        met = self._meet([one.signature for one in first])
+        fresh = set(met.new)
         for one in first:
+            if one.signature in fresh:
+                self._note_kept(one.datapath, one.signature, one.at)
             # What else goes up of a signature has gone through its counter.
             unheard = self._unheard.pop(one.signature, None) is not None
             if one.signature in fresh or unheard or self._in_crowd(one.signature):
                 fresh.discard(one.signature)
                 counts = Counts(begun=1, begun_bytes=one.bytes)
                 self._talked(one.signature.vm, Counter(*one.signature[1:]), counts, one.at)
+        self._keep_and_count(met)
 
     def _in_crowd(self, signature: Signature) -> bool:
         """Whether a signature is one too many, and not told apart."""
@@ -165,12 +170,19 @@ class Signatures(App):
         return signature.vm in observed.crowded and signature not in known
 
     def _meet(self, found: list[Signature]) -> Met:
-        """Have signatures counted from now on."""
-        met = meet(self.southbound.view.observed, found, self.settings.most_per_vm)
-        self._changed({*met.crowded, *(signature.vm for signature in met.new)})
-        for vm in met.crowded:
-            self._tell_crowded(vm)
-        return met
+        """Take in signatures, which `_keep_and_count` is to be called for."""
+        return meet(self.southbound.view.observed, found, self.settings.most_per_vm)
+
+    def _keep_and_count(self, met: Met) -> None:
+        """Have what was met counted from now on, once the store knows of it: should this process
+        die in between, the switch has its own counters still, and none that nobody wants."""
+        try:
+            if met.new:
+                self._keep()
+        finally:
+            self._changed({*met.crowded, *(signature.vm for signature in met.new)})
+            for vm in met.crowded:
+                self._tell_crowded(vm)
 
     def _changed(self, vms: set[str]) -> None:
         """Have the switches count what is to be counted of `vms`."""
@@ -206,9 +218,17 @@ class Signatures(App):
         for counter in news.gone:
             self._readings.pop((datapath, counter), None)
             self._gone.add((datapath, counter))
-        self._adopt(read, now)
+        met = self._adopt(datapath, read, now)
         self._take_denials(datapath, read, now)
+        self._keep_and_count(met)
         self._keep()
+
+    def _note_kept(self, datapath: str, signature: Signature, at: float) -> None:
+        counter = Counter(*signature[1:])
+        counts = self.tally.counts(datapath, counter)
+        reading = Reading(datapath, counter, signature.vm, True, counts, at)
+        self._readings[datapath, counter] = reading
+        self._gone.discard((datapath, counter))
 
     def _note(self, datapath: str, read: Counted, counters: list[Counter], now: float) -> None:
         for counter in counters:
@@ -221,7 +241,7 @@ class Signatures(App):
             self._readings[datapath, counter] = reading
             self._gone.discard((datapath, counter))
 
-    def _adopt(self, read: Counted, now: float) -> None:
+    def _adopt(self, datapath: str, read: Counted, now: float) -> Met:
         """Take over what a switch has learned and whose first packet was not heard of, because a
         meter dropped it, or nobody was there."""
         for signature, waited in list(self._unheard.items()):
@@ -240,6 +260,9 @@ class Signatures(App):
         ]
         met = self._meet([signature for signature in learned if signature not in heard])
         self._unheard.update(dict.fromkeys(met.new, False))
+        for signature in met.new:
+            self._note_kept(datapath, signature, now)
+        return met
 
     def _vm(self, mac: str) -> str | None:
         """Whose NIC it is, or was."""

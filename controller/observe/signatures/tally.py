@@ -75,8 +75,8 @@ class Tally:
         self._used[counter] = max(at, self._used.get(counter, at))
 
     def counts(self, datapath: str, counter: Counter) -> Counts:
-        """How far a counter has counted."""
-        return self._counts[datapath][counter]
+        """How far a counter has counted; nothing, where it was never read."""
+        return self._counts.get(datapath, {}).get(counter, Counts())
 
     def used(self, counter: Counter) -> float | None:
         """When a counter counted last at whichever datapath, or was made (Unix seconds); None
