@@ -177,8 +177,8 @@ def main(words: list[str]) -> None:
     channel = socket.socket(fileno=int(words[0]))
     channel.setblocking(True)  # eventlet makes sockets that do not
     page = mmap.mmap(int(words[1]), mmap.PAGESIZE)
-    channel.send(wire.READY)
     try:
+        channel.send(wire.READY)
         Process(channel, page).run()
     except (BrokenPipeError, ConnectionResetError):
         return  # who gave the orders is gone
