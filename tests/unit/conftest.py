@@ -1,7 +1,9 @@
-"""Databases for the tests of the store: each such test is run on every engine."""
+"""Databases for the tests of the store: each such test is run on every engine. Logs as they were
+after each test."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,16 @@ from tests.postgres import PostgresServer
 #: Gives the URL of a store in which nothing is yet, each call another.
 NewUrl = Callable[[], str]
 ENGINES = ["sqlite", "postgresql"]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What runs a command here sets up logging for its process, which is that of all tests."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

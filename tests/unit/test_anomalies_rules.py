@@ -49,7 +49,7 @@ def test_scores_say_what_is_told_and_how_loudly(tmp_path: Path) -> None:
         ("role: {score: 0.5}", ":1: role.score: Input should be greater than or equal to 1"),
         (
             "own_pattern:\n  metrics:\n    cpus: {}",
-            ":3: own_pattern.metrics: there is no metric cpus",
+            ":3: own_pattern.metrics.cpus: there is no metric cpus of VMs: there are cpu",
         ),
         ("own_pattern:\n  metrics:\n    port_rx: {}", "no metric port_rx of VMs: there are cpu"),
         ("limits:\n  - {metric: cpu}", ":2: limits.0: give either above or below"),
