@@ -162,11 +162,17 @@ def test_errors_about_what_is_allowed_pass(strict, rule):
         client.connect((str(s.ipv4), 5353))
         client.settimeout(2)
         with pytest.raises(ConnectionRefusedError):
-            # A kernel tells a peer of errors once a second, and has told this one of others.
-            for _ in range(5):
-                client.send(b"nobody listens")
-                with suppress(TimeoutError):
-                    client.recv(10)
+            _heard(client)
+
+
+def _heard(client):
+    """What is answered to one of some packets: a kernel tells a peer of errors once a second, and
+    has told this one of others."""
+    for _ in range(5):
+        client.send(b"nobody listens")
+        with suppress(TimeoutError):
+            return client.recv(10)
+    raise TimeoutError
 
 
 def _port(first, last=None):
