@@ -6,18 +6,15 @@ All edges are asked together, at multiples of the interval, so that their rows m
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 from apps.context import Southbound
-from apps.framework import App, Connection, hub, replies_to, spawn
-from controller.act.dataplane.openflow import counters, decode, encode, wire
+from apps.framework import App, hub, spawn
+from apps.survey import Survey
+from controller.act.dataplane.openflow import counters, encode
 from controller.act.dataplane.traffic import Meterage
-from controller.model.addresses import format_dpid
 from controller.store.traffic import Row, write_rows
-
-log = logging.getLogger(__name__)
 
 #: Transaction id of the questions: none that a channel comes to in the life of a connection.
 XID = 0xFFFF_0001
@@ -33,55 +30,25 @@ class Traffic(App):
     def __init__(self, *args: Any, southbound: Southbound, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.southbound = southbound
-        self._edges: dict[str, Meterage] = {}
-        self._waiting: set[str] = set()
-        self._answered = hub.Event()
-        replies_to(self.replied)
+        self._survey = Survey(
+            southbound, XID, encode.group_stats_request, counters.group_stats, Meterage
+        )
         spawn(southbound.forever, self._measure)
 
     def _measure(self) -> None:
         every_s = self.southbound.settings.paths.measure_s
         hub.sleep(every_s - time.time() % every_s)
         at = round(time.time() / every_s) * every_s
-        sessions = self.southbound.sessions
         view = self.southbound.view
-        asked = [d for d in sessions if view.is_edge(d)]
-        self._edges = {d: self._edges.get(d) or Meterage() for d in asked}
-        self._waiting = set(asked)
-        self._answered.clear()
-        for datapath in asked:
-            sessions[datapath].ask(encode.group_stats_request(XID))
-        if asked:
-            self._answered.wait(min(PATIENCE_S, every_s / 2))
+        edges = [d for d in self.southbound.sessions if view.is_edge(d)]
+        answered = self._survey.ask(edges, min(PATIENCE_S, every_s / 2))
         named = {view.number(edge): edge for edge in view.edges}
         now = time.monotonic()
         rows = []
-        for datapath, meterage in self._edges.items():
-            if datapath in self._waiting:
-                continue  # it did not answer: its next row is of a longer time
+        for datapath, meterage in answered.items():
             rates = meterage.row(named, now)
             if rates is not None:
                 rows.append(Row(datapath, at, rates))
         if rows:
             with self.southbound.store.transaction(durable=False) as tx:
                 write_rows(tx, rows, self.southbound.settings.paths.keep * every_s)
-
-    def replied(self, connection: Connection, kind: int, data: bytes) -> None:
-        """A part of what a switch has counted."""
-        if kind != wire.MULTIPART_REPLY or decode.header(data).xid != XID:
-            return
-        datapath = format_dpid(connection.id)
-        session = self.southbound.sessions.get(datapath)
-        meterage = self._edges.get(datapath)
-        if session is None or session.connection is not connection or meterage is None:
-            return
-        try:
-            reply = counters.group_stats(data)
-        except wire.Malformed as cause:
-            session.close(f"it sent a malformed message: {cause}")
-            return
-        meterage.take(reply.items)
-        if not reply.more:
-            self._waiting.discard(datapath)
-            if not self._waiting:
-                self._answered.set()

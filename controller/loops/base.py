@@ -92,14 +92,18 @@ class Pool:
         the pool was stopped meanwhile."""
         loop = asyncio.get_running_loop()
         for last in (False, True):
+            if self._stopped:
+                raise BrokenProcessPool("the pool was stopped")
             executor = self._executor = self._executor or _executor()
             try:
-                return await loop.run_in_executor(executor, partial(function, *args, **kwargs))
-            except BrokenProcessPool:
+                running = loop.run_in_executor(executor, partial(function, *args, **kwargs))
+                _leave_pipes_to(executor)
+                return await running
+            except (BrokenProcessPool, BrokenPipeError):
                 if self._executor is executor:
                     self._executor = None
                 executor.shutdown(wait=False)
-                if last or self._stopped:
+                if last:
                     raise
         raise AssertionError("unreachable")
 
@@ -111,15 +115,11 @@ class Pool:
             return
         # There is no public way to end a computation that is under way.
         processes = list((executor._processes or {}).values())
-        queue: Any = getattr(executor, "_call_queue")  # noqa: B009 - which its types do not tell
         executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
         for process in processes:
             process.join()
-        # What was on its way to it would otherwise be waited for at the end of this process, for
-        # ever (CPython's gh-94777, which Debian 12's Python has).
-        queue._reader.close()
 
 
 class Loops:
@@ -188,6 +188,15 @@ def _executor() -> ProcessPoolExecutor:
         initializer=_become_worker,
         initargs=(os.getpid(),),
     )
+
+
+def _leave_pipes_to(executor: ProcessPoolExecutor) -> None:
+    """Close the ends of the pipes that only the process uses, which has them once work was given
+    to it: else whoever talks with it never sees that it is gone, and a half message that it left
+    or was being sent is waited for for ever (the latter is CPython's gh-94777)."""
+    queues: Any = executor
+    queues._call_queue._reader.close()
+    queues._result_queue._writer.close()
 
 
 def _become_worker(parent: int) -> None:

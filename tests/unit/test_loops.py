@@ -119,6 +119,39 @@ def test_a_pool_that_dies_is_made_again() -> None:
     asyncio.run(run())
 
 
+def die_in_the_middle_of_a_result() -> None:
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        assert frame.f_back is not None
+        frame = frame.f_back
+    # The length of a message, and nothing after it.
+    os.write(frame.f_locals["result_queue"]._writer.fileno(), (1_000).to_bytes(4, "big"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_result_is_noticed() -> None:
+    async def run() -> None:
+        pool = Pool()
+        try:
+            with pytest.raises(BrokenProcessPool):
+                await asyncio.wait_for(pool.run(die_in_the_middle_of_a_result), 60)
+            assert await pool.run(abs, -1) == 1
+        finally:
+            pool.stop()
+
+    asyncio.run(run())
+
+
+def test_a_pool_that_was_stopped_begins_nothing() -> None:
+    async def run() -> None:
+        pool = Pool()
+        pool.stop()
+        with pytest.raises(BrokenProcessPool, match="stopped"):
+            await pool.run(abs, -1)
+
+    asyncio.run(run())
+
+
 def test_what_is_computed_ends_with_the_pool() -> None:
     async def run() -> None:
         pool = Pool()
