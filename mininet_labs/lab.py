@@ -17,13 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mininet.log import setLogLevel
-from mininet.net import Mininet
-from mininet.node import OVSSwitch
-
 from mininet_labs import netns
 from mininet_labs.sandbox import SandboxError, inside
 from mininet_labs.vm import WIRES, LabVm
+from topologies.mininet_seam import Mininet, OVSSwitch, setLogLevel
 from topologies.mininet_topo import FabricTopo, cable_port
 from topologies.model import Fabric, Role, Switch
 

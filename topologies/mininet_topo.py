@@ -11,11 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mininet.link import TCIntf, TCLink
-from mininet.topo import Topo
-
 from topologies import load  # not `validate` by name: mn takes that for its own hook
 from topologies.generate import fat_tree, hybrid, leaf_spine
+from topologies.mininet_seam import TCIntf, TCLink, Topo
 from topologies.model import CableKind, Fabric
 
 #: Bytes of an IP packet between switches: a VM's 1,500 and labels of 4 bytes with room to spare.
