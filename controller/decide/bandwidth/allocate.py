@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from controller.decide.bandwidth.fill import Floats, fill
 from controller.decide.bandwidth.records import (
@@ -23,6 +23,9 @@ from controller.decide.bandwidth.records import (
     Reservation,
     Resource,
 )
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 #: A meter keeps its rate when the new one differs by no more than this share.
 HYSTERESIS = 0.05
@@ -97,6 +100,9 @@ class _Problem:
         resources: Sequence[Resource],
         reservations: Sequence[Reservation],
     ) -> _Problem:
+        # Here, because the brain names this module at its start, and allocates later in a thread.
+        from scipy.sparse import csr_matrix
+
         index = {resource.name: number for number, resource in enumerate(resources)}
         problems = [
             *_wrong_resources(resources, index),
