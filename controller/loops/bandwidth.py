@@ -18,15 +18,17 @@ from controller.decide.bandwidth import claims as claiming
 from controller.decide.bandwidth.allocate import Allocation, decide
 from controller.decide.bandwidth.claims import Ask, Key
 from controller.decide.bandwidth.control import CONTROL, demands
+from controller.decide.bandwidth.crossing import NOWHERE, Crossing, crossing
 from controller.decide.bandwidth.marks import markings
 from controller.decide.bandwidth.qos import QosPolicy
-from controller.decide.bandwidth.records import BandwidthError, Claim, Direction, Meter
+from controller.decide.bandwidth.records import BandwidthError, Claim, Direction, Meter, Uses
 from controller.loops.base import Ground
 from controller.loops.foreseen import Foreseen
 from controller.model.nouns import Bandwidth, Marking, Record, Vm
 from controller.model.state import State
 from controller.settings import BandwidthSettings
-from controller.store import Transaction
+from controller.store import Store, Transaction
+from controller.store.traffic import read_rows
 from controller.store.usage import Usage, read_usage
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 #: Who is at the limit of its meter is taken to want all that it may have. A meter that dropped
 #: something is known for that, so that the limit can lie above what headroom leaves of a rate.
 RULE = replace(CONTROL, growth=math.inf, limit=0.9)
+#: Seconds of measured traffic between edges that tell where it goes, and after which they are
+#: looked at again.
+MEASURED_S, CROSSING_S = 900.0, 60.0
 #: Records of one transaction: others write in between.
 BATCH = 200
 #: Looks at whether there is news, in an interval.
@@ -78,6 +83,7 @@ class Sharing:
         self._seen_at = 0.0
         self._due_at = 0.0
         self._conflicts: tuple[str, ...] = ()
+        self._watched = _Watched()
 
     async def turn(self, ground: Ground) -> None:
         """Decide where meters were read, or an interval is over. Raises Infeasible."""
@@ -95,7 +101,7 @@ class Sharing:
             if self._memory is None:
                 standing = _given(state.bandwidths)
                 self._memory = Memory(standing, standing)
-            decided, marked = await asyncio.to_thread(self._decide, state, usage, now)
+            decided, marked = await asyncio.to_thread(self._decide, ground.store, state, usage, now)
             self._memory = decided.memory
             self._conflicts = decided.conflicts
             await _write(ground, state.bandwidths, decided.bandwidths, state)
@@ -112,13 +118,18 @@ class Sharing:
             self._due_at = math.inf
 
     def _decide(
-        self, state: State, usage: Sequence[Usage], now: float
+        self, store: Store, state: State, usage: Sequence[Usage], now: float
     ) -> tuple[Decided, dict[str, Marking]]:
         assert self._memory is not None
-        hysteresis = self._settings.hysteresis
-        wanted = self._foreseen.demands(now)
         decided = share(
-            state, self._policy, usage, wanted, self._memory, now=now, hysteresis=hysteresis
+            state,
+            self._policy,
+            usage,
+            self._foreseen.demands(now),
+            self._memory,
+            now=now,
+            hysteresis=self._settings.hysteresis,
+            crossing=self._watched.at(store, state, now),
         )
         return decided, markings(state, self._policy)
 
@@ -132,14 +143,15 @@ def share(
     *,
     now: float,
     hysteresis: float,
+    crossing: Crossing = NOWHERE,
 ) -> Decided:
-    """What each VM may have at `now` (Unix seconds), from what was foreseen for it (bit/s) and its
-    meters passed."""
-    asked = claiming.ask(state, policy, foreseen, now)
+    """What each VM may have at `now` (Unix seconds), from what was foreseen for it (bit/s), its
+    meters passed, and which links it sends over."""
+    asked = claiming.ask(state, policy, foreseen, now, crossing)
     passed = _passed(usage, memory.given)
     wanting = _wanting(asked, passed, memory)
     try:
-        made = decide(wanting, asked.resources, last=memory.allocation, hysteresis=hysteresis)
+        made = decide(wanting, asked.left(wanting), last=memory.allocation, hysteresis=hysteresis)
     except BandwidthError as error:
         return Decided(state.bandwidths, memory, error.problems)
     if made.conflicts:
@@ -185,13 +197,36 @@ def _wanting(asked: Ask, passed: dict[Key, float], memory: Memory) -> tuple[Clai
     measured this time is taken to want what it did."""
     capacity = {resource.name: resource.capacity_bps for resource in asked.resources}
     wanted = demands(asked.claims, passed, memory.given, dict(memory.wanted), RULE)
+    most: dict[Uses, float] = {}
     found = []
     for claim in wanted:
         key = claim.vm, claim.direction
         before = 0.0 if key in passed else memory.wanted.get(key, 0.0)
-        most = min(capacity[name] for name, _ in claim.uses)
-        found.append(replace(claim, demand_bps=min(max(claim.demand_bps, before), most)))
+        if claim.uses not in most:
+            most[claim.uses] = min(capacity[name] / share for name, share in claim.uses)
+        demand = min(max(claim.demand_bps, before), most[claim.uses])
+        found.append(replace(claim, demand_bps=demand))
     return tuple(found)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What crosses which links, told anew where links or routes differ, or time has passed: of
+    all that it is made from, only the measured traffic changes by itself."""
+
+    crossing: Crossing = NOWHERE
+    _of: tuple[Mapping[str, Record], ...] = ()
+    _until: float = 0.0
+
+    def at(self, store: Store, state: State, now: float) -> Crossing:
+        """At `now`, Unix seconds."""
+        of: tuple[Mapping[str, Record], ...] = (state.hosts, state.links, state.link_speeds)
+        of += (state.routes, state.tunnels, state.reservations)
+        if now >= self._until or of != self._of:
+            rows = read_rows(store, now - MEASURED_S)
+            self.crossing = crossing(state, rows, now)
+            self._of, self._until = of, now + CROSSING_S
+        return self.crossing
 
 
 def _given(bandwidths: Mapping[str, Bandwidth]) -> Allocation:

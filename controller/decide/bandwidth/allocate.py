@@ -7,13 +7,14 @@ VM could use it, on to the ceilings. Meters that would hardly change keep their 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from controller.decide.bandwidth.fill import Floats, fill
+from controller.decide.bandwidth.fill import Floats, Ints, fill
 from controller.decide.bandwidth.records import (
     BandwidthError,
     Claim,
@@ -22,10 +23,11 @@ from controller.decide.bandwidth.records import (
     Meter,
     Reservation,
     Resource,
+    Uses,
 )
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
 #: A meter keeps its rate when the new one differs by no more than this share.
 HYSTERESIS = 0.05
@@ -69,12 +71,13 @@ def decide(
         np.minimum(problem.guarantee, problem.demand), problem.demand,
     )  # fmt: skip
     spread = fill(problem.usage, problem.free, problem.weight, filled.rates, problem.ceiling)
-    rates = spread.rates
+    rates, stop = spread.rates, spread.bottleneck
+    stop = np.where(stop >= 0, stop, problem.narrow)
     if last is not None:
         rates = _steady(problem, rates, last, hysteresis)
     meters = (
-        Meter(c.vm, c.direction, rate, resources[stop].name if stop >= 0 else None)
-        for c, rate, stop in zip(claims, rates.tolist(), spread.bottleneck.tolist(), strict=True)
+        Meter(c.vm, c.direction, rate, resources[by].name if by >= 0 else None)
+        for c, rate, by in zip(claims, rates.tolist(), stop.tolist(), strict=True)
     )
     return Allocation(tuple(meters))
 
@@ -93,6 +96,9 @@ class _Problem:
     demand: Floats
     ceiling: Floats
 
+    #: (claims,): the resource without which a claim could have more than its ceiling, or -1.
+    narrow: Ints
+
     @classmethod
     def of(
         cls,
@@ -104,32 +110,48 @@ class _Problem:
         from scipy.sparse import csr_matrix
 
         index = {resource.name: number for number, resource in enumerate(resources)}
+        kinds, kind = _kinds(claims)
+        demand = np.array([claim.demand_bps for claim in claims], dtype=np.float64)
+        weight = np.array([claim.weight for claim in claims], dtype=np.float64)
+        guarantee = np.array([claim.guarantee_bps for claim in claims], dtype=np.float64)
+        ceiling = np.array([claim.ceiling_bps for claim in claims], dtype=np.float64)
         problems = [
             *_wrong_resources(resources, index),
-            *_wrong_claims(claims, index),
+            *_wrong_numbers(claims, demand, weight, guarantee, ceiling),
+            *_wrong_uses(claims, kinds, kind, index),
             *_wrong_reservations(reservations, index),
         ]
         if problems:
             raise BandwidthError(*problems)
-        rows = [index[name] for claim in claims for name, _ in claim.uses]
-        shares = [share for claim in claims for _, share in claim.uses]
-        columns = np.repeat(np.arange(len(claims)), [len(claim.uses) for claim in claims])
-        shape = (len(resources), len(claims))
-        usage = csr_matrix((np.array(shares), (np.array(rows, dtype=np.int64), columns)), shape)
         capacity = np.array([resource.capacity_bps for resource in resources])
         free = capacity.copy()
         for reservation in reservations:
             free[index[reservation.tunnel]] -= reservation.rate_bps
+        usage = _usage(kinds, index)
         # Without a ceiling a VM may have what the narrowest thing that it uses can carry.
-        narrowest = [
-            min((resources[index[n]].capacity_bps / s for n, s in c.uses if s > 0), default=0.0)
-            for c in claims
-        ]
-        ceiling = np.minimum([claim.ceiling_bps for claim in claims], narrowest)
-        guarantee = np.array([claim.guarantee_bps for claim in claims])
-        demand = np.minimum([claim.demand_bps for claim in claims], ceiling)
-        weight = np.array([claim.weight for claim in claims])
-        return cls(claims, resources, reservations, usage, free, weight, guarantee, demand, ceiling)
+        most = [[capacity[index[n]] / s for n, s in uses if s > 0] for uses in kinds]
+        narrowest = np.array([min(some, default=0.0) for some in most])[kind]
+        where = np.array(
+            [
+                index[[n for n, s in uses if s > 0][some.index(min(some))]]
+                for uses, some in zip(kinds, most, strict=True)
+            ],
+            dtype=np.int64,
+        )[kind]
+        narrow = np.where(ceiling > narrowest, where, -1)
+        ceiling = np.minimum(ceiling, narrowest)
+        return cls(
+            claims=claims,
+            resources=resources,
+            reservations=reservations,
+            usage=csr_matrix(usage[:, kind]),
+            free=free,
+            weight=weight,
+            guarantee=guarantee,
+            demand=np.minimum(demand, ceiling),
+            ceiling=ceiling,
+            narrow=narrow,
+        )
 
     def conflicts(self) -> tuple[Conflict, ...]:
         """For each resource whose guarantees do not fit, the fewest that do not fit together.
@@ -164,6 +186,30 @@ class _Problem:
         return tuple(found)
 
 
+def _kinds(claims: Sequence[Claim]) -> tuple[list[Uses], Ints]:
+    """What claims use, each once, and (claims,) which of these each does. VMs of one host share
+    the same tuple, which is looked at once."""
+    kinds: dict[Uses, int] = {}
+    seen: dict[int, int] = {}
+    kind = np.empty(len(claims), dtype=np.int64)
+    for number, claim in enumerate(claims):
+        known = seen.get(id(claim.uses))
+        if known is None:
+            known = seen[id(claim.uses)] = kinds.setdefault(claim.uses, len(kinds))
+        kind[number] = known
+    return list(kinds), kind
+
+
+def _usage(kinds: Sequence[Uses], index: Mapping[str, int]) -> csc_matrix:
+    """(resources, kinds): the share of each."""
+    from scipy.sparse import csc_matrix
+
+    rows = np.array([index[name] for uses in kinds for name, _ in uses], dtype=np.int64)
+    shares = np.array([share for uses in kinds for _, share in uses], dtype=np.float64)
+    columns = np.repeat(np.arange(len(kinds)), [len(uses) for uses in kinds])
+    return csc_matrix((shares, (rows, columns)), (len(index), len(kinds)))
+
+
 def _steady(problem: _Problem, rates: Floats, last: Allocation, hysteresis: float) -> Floats:
     """`rates`, but the last ones where they are close and all resources still suffice."""
     known = last.rates()
@@ -191,39 +237,47 @@ def _wrong_resources(resources: Sequence[Resource], index: Mapping[str, int]) ->
             )
 
 
-def _wrong_claims(claims: Sequence[Claim], index: Mapping[str, int]) -> Iterable[str]:
-    seen = set()
-    for claim in claims:
-        key = (claim.vm, claim.direction)
-        if key in seen:
-            yield f"claim {claim.name}: given twice: give one for each VM and direction"
-        seen.add(key)
-        for name, value, least in (
-            ("demand", claim.demand_bps, 0.0), ("guarantee", claim.guarantee_bps, 0.0),
-            ("ceiling", claim.ceiling_bps, 0.0),
-        ):  # fmt: skip
-            if not value >= least or (name != "ceiling" and math.isinf(value)):
-                yield f"claim {claim.name}: {name} is {value} bit/s: give a number from 0"
-        if not (claim.weight > 0 and math.isfinite(claim.weight)):
-            yield f"claim {claim.name}: weight is {claim.weight}: give a number above 0"
-        if claim.guarantee_bps > claim.ceiling_bps:
-            yield (
-                f"claim {claim.name}: the guarantee of {claim.guarantee_bps:.6g} bit/s is "
-                f"above the ceiling of {claim.ceiling_bps:.6g}: raise it or lower the guarantee"
-            )
-        yield from _wrong_uses(claim, index)
+def _wrong_numbers(
+    claims: Sequence[Claim], demand: Floats, weight: Floats, guarantee: Floats, ceiling: Floats
+) -> Iterable[str]:
+    twice = Counter((claim.vm, claim.direction) for claim in claims)
+    if len(twice) < len(claims):
+        for (vm, way), many in twice.items():
+            if many > 1:
+                yield f"claim {vm} {way}: given twice: give one for each VM and direction"
+    for name, values in (("demand", demand), ("guarantee", guarantee), ("ceiling", ceiling)):
+        good = (values >= 0) & ((name == "ceiling") | np.isfinite(values))
+        for number in np.flatnonzero(~good).tolist():
+            told = f"claim {claims[number].name}: {name} is {values[number]} bit/s"
+            yield f"{told}: give a number from 0"
+    for number in np.flatnonzero(~((weight > 0) & np.isfinite(weight))).tolist():
+        yield f"claim {claims[number].name}: weight is {weight[number]:g}: give a number above 0"
+    for number in np.flatnonzero(guarantee > ceiling).tolist():
+        yield (
+            f"claim {claims[number].name}: the guarantee of {guarantee[number]:.6g} bit/s is "
+            f"above the ceiling of {ceiling[number]:.6g}: raise it or lower the guarantee"
+        )
 
 
-def _wrong_uses(claim: Claim, index: Mapping[str, int]) -> Iterable[str]:
-    if not any(share > 0 for _, share in claim.uses):
-        yield f"claim {claim.name}: it uses no resource: name at least its host's uplink"
-    if len({name for name, _ in claim.uses}) < len(claim.uses):
-        yield f"claim {claim.name}: it uses a resource twice: add up the shares"
-    for name, share in claim.uses:
+def _wrong_uses(
+    claims: Sequence[Claim], kinds: Sequence[Uses], kind: Ints, index: Mapping[str, int]
+) -> Iterable[str]:
+    for number, uses in enumerate(kinds):
+        wrong = [*_wrong(uses, index)]
+        for claim in np.flatnonzero(kind == number).tolist() if wrong else ():
+            yield from (f"claim {claims[claim].name}: {told}" for told in wrong)
+
+
+def _wrong(uses: Uses, index: Mapping[str, int]) -> Iterable[str]:
+    if not any(share > 0 for _, share in uses):
+        yield "it uses no resource: name at least its host's uplink"
+    if len({name for name, _ in uses}) < len(uses):
+        yield "it uses a resource twice: add up the shares"
+    for name, share in uses:
         if name not in index:
-            yield f"claim {claim.name}: it uses {name}, which is no resource: add it"
+            yield f"it uses {name}, which is no resource: add it"
         if not 0 <= share <= 1:
-            yield f"claim {claim.name}: its share of {name} is {share}: give one from 0 to 1"
+            yield f"its share of {name} is {share}: give one from 0 to 1"
 
 
 def _wrong_reservations(

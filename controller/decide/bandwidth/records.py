@@ -22,6 +22,10 @@ class Direction(StrEnum):
     IN = "in"
 
 
+#: Resources by name, each once, with a share.
+Uses = tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """What is shared: a host's uplink in one direction, a link of the fabric, a tunnel."""
@@ -45,7 +49,7 @@ class Claim:
     weight: float = 1.0
     guarantee_bps: float = 0.0
     ceiling_bps: float = math.inf
-    uses: tuple[tuple[str, float], ...] = ()
+    uses: Uses = ()
 
     @property
     def name(self) -> str:

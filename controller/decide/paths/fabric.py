@@ -3,7 +3,7 @@ work, what each can still carry, and how long it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -85,11 +85,23 @@ def _plugged(state: State) -> set[str]:
     return found
 
 
-def _speed(
-    state: State, tunnels: dict[str, Tunnel], link: Link, default_bps: float, now: float
-) -> float:
-    """bit/s that a link has for all: as a tunnel less what is reserved; as an operator says;
-    as its ends say."""
+def known_speeds(state: State, now: float) -> dict[tuple[str, str], float]:
+    """bit/s between nodes that are joined, where of all their working links somebody says it."""
+    tunnels = {tunnel.link: tunnel for tunnel in state.tunnels.values()}
+    found: dict[tuple[str, str], float | None] = {}
+    for link in _working(state):
+        joint = link.datapath, link.to_datapath
+        speed, before = known_speed(state, tunnels, link, now), found.get(joint, 0.0)
+        found[joint] = None if speed is None or before is None else before + speed
+    return {joint: speed for joint, speed in found.items() if speed is not None}
+
+
+def known_speed(
+    state: State, tunnels: Mapping[str, Tunnel], link: Link, now: float
+) -> float | None:
+    """bit/s that a link has for all, where somebody says: as a tunnel less what is reserved, as
+    an operator says, as the topology does. What a port says of itself is not taken for a limit:
+    a virtual one says whatever it likes."""
     back = f"{link.to_datapath}:{link.to_port}"
     for end, forward in ((link.key, True), (back, False)):
         tunnel = tunnels.get(end)
@@ -97,8 +109,16 @@ def _speed(
             taken = reserved(tunnel, state.reservations.values(), forward, now)
             return max(tunnel.capacity - taken, _LEAST * tunnel.capacity)
     told = state.link_speeds.get(link.key)
-    if told is not None:
-        return float(told.speed)
-    ports = (state.ports.get(link.key), state.ports.get(back))
+    return float(told.speed if told is not None else link.capacity) or None
+
+
+def _speed(
+    state: State, tunnels: Mapping[str, Tunnel], link: Link, default_bps: float, now: float
+) -> float:
+    """As `known_speed`; else as its ends say, else `default_bps`."""
+    known = known_speed(state, tunnels, link, now)
+    if known is not None:
+        return known
+    ports = (state.ports.get(link.key), state.ports.get(f"{link.to_datapath}:{link.to_port}"))
     speeds = [port.speed for port in ports if port is not None and port.speed]
-    return float(link.capacity or min(speeds, default=0) or default_bps)
+    return float(min(speeds, default=0) or default_bps)
