@@ -36,6 +36,7 @@ from topologies.generate import leaf_spine
 
 #: Seconds until a burst is used up, and then measured.
 WARM_S, WINDOW_S = 2.0, 5.0
+QUICK_WARM_S, QUICK_WINDOW_S = 1.5, 2.5
 #: Mbit/s of the overloaded uplink, and of the bulk that overloads it.
 UPLINK, BULK = 20, 40
 #: Seconds between two round trips; their service's port.
@@ -48,16 +49,24 @@ def run(quick: bool) -> Json:
     """All that is measured live."""
     with bench(FABRIC, tenants=1) as running:
         guests = _guests(running, 4)
-        ways = ("out",) if quick else ("out", "in")
-        result = meters(running, guests, (20,) if quick else (5, 20, 60), ways)
-        result |= classes(running, guests, 3.0 if quick else 20.0)
+        if quick:
+            result = meters(running, guests, (20,), ("out",), QUICK_WARM_S, QUICK_WINDOW_S)
+        else:
+            result = meters(running, guests, (5, 20, 60), ("out", "in"), WARM_S, WINDOW_S)
+        result |= classes(running, guests, 1.5 if quick else 20.0)
     return result | missed(1 if quick else 6)
 
 
 def meters(
-    running: Bench, guests: list[LabVm], rates: tuple[int, ...], ways: tuple[str, ...]
+    running: Bench,
+    guests: list[LabVm],
+    rates: tuple[int, ...],
+    ways: tuple[str, ...],
+    warm_s: float,
+    window_s: float,
 ) -> Json:
-    """`meters_worst_error`, and each rate's rows."""
+    """`meters_worst_error`, and each rate's rows; what passes is measured for `window_s` after
+    `warm_s` seconds."""
     rows = []
     with _server(guests[1]):
         for mbps in rates:
@@ -71,10 +80,10 @@ def meters(
                     )
                     running.client.limit(limit)
                     _confirmed(running)
-                    seconds = WARM_S + WINDOW_S + 1.0
+                    seconds = warm_s + window_s + 1.0
                     with _sending(guests[0], guests[1], protocol, 2 * mbps, seconds):
-                        time.sleep(WARM_S)
-                        passed = _rate(guests[1], WINDOW_S)
+                        time.sleep(warm_s)
+                        passed = _rate(guests[1], window_s)
                     running.client.unlimit(limit.vm)
                     row = {"protocol": protocol, "direction": way, "mbps": mbps}
                     rows.append(row | {"passed_mbps": round(passed / 1e6, 3)})

@@ -100,17 +100,29 @@ class _Events:
         lower: Floats,
         upper: Floats,
     ) -> _Events:
-        begin, end = lower[user] / weight[user], upper[user] / weight[user]
-        level = np.concatenate([begin, end])
-        both = np.concatenate([resource, resource])
-        order = np.lexsort((level, both))
+        from scipy.sparse import csr_matrix
+
+        # All levels in order first; then events are sorted by resource alone, which keeps that
+        # order, in time that grows with their number.
+        users = len(weight)
+        level = np.concatenate([lower / weight, upper / weight])
+        place = np.empty(2 * users, dtype=np.int64)
+        order = np.argsort(level, kind="stable")
+        place[order] = np.arange(2 * users)
+        at = np.concatenate([place[user], place[user + users]])
         steep = share * weight[user]
+        table = csr_matrix(
+            (np.concatenate([steep, -steep]), (np.concatenate([resource, resource]), at)),
+            shape=(int(resource.max(initial=-1)) + 1, 2 * users),
+        )
+        table.sort_indices()
+        event = order[table.indices]
         return cls(
-            both[order],
-            np.concatenate([user, user])[order],
-            level[order],
-            np.concatenate([steep, -steep])[order],
-            int(resource.max(initial=-1)) + 1,
+            np.repeat(np.arange(table.shape[0]), np.diff(table.indptr)),
+            event % users,
+            level[event],
+            table.data,
+            table.shape[0],
         )
 
     def kept(self, users: Flags, resources: Flags) -> _Events:
