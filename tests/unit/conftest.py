@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from databases import Databases
 
+from controller import cli
 from controller.store import Store
 from tests.postgres import PostgresServer
 
 #: Gives the URL of a store in which nothing is yet, each call another.
 NewUrl = Callable[[], str]
+#: Takes a command's words and gives its exit code, stdout and stderr.
+Command = Callable[..., tuple[int, str, str]]
 ENGINES = ["sqlite", "postgresql"]
 
 
@@ -27,6 +31,21 @@ def logs_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `pleach WORDS` in this process: exit code, stdout, stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pleach", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 from northbound_server import EDGES
 
-from controller import cli
 from controller.agent.agent import notify
 from controller.api import NewToken, Role
 from controller.client import Client
@@ -97,27 +95,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]) -> Run:
     """Runs `pleach agent WORDS` here: exit code, stdout, stderr."""
-    root = logging.getLogger()
-    before = root.level, root.handlers[:]
 
     def running(environment: dict[str, str], *words: str) -> tuple[int, str, str]:
         for name in environment:
             if name.startswith("PLEACH_"):
                 monkeypatch.setenv(name, environment[name])
-        monkeypatch.setattr(sys, "argv", ["pleach", "agent", *words])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        out, err = capsys.readouterr()
-        return int(str(code or 0)), out, err
+        return command("agent", *words)
 
-    yield running
-    root.setLevel(before[0])
-    root.handlers[:] = before[1]
+    return running
 
 
 def told(done: tuple[int, str, str]) -> Any:

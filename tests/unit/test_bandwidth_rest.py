@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from northbound_server import EDGES, Running, define, other_store, running, wipe
 
-from controller import cli
 from controller.client import Problem
 from controller.model.nouns import Bandwidth, Mark, Marking, RateLimit, ServiceMark, Vm
 from controller.store.usage import Metered, Usage, write_usage
@@ -34,21 +32,10 @@ def served(shared: Running) -> Iterator[Running]:
 
 
 @pytest.fixture
-def pleach(
-    served: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def pleach(served: Running, monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     monkeypatch.setenv("PLEACH_STATE_DIR", str(served.settings.state_dir))
     monkeypatch.setenv("PLEACH_NORTHBOUND__PORT", str(served.port))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pleach", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
+    return command
 
 
 def test_limits_are_put_told_and_deleted(served: Running) -> None:

@@ -25,7 +25,6 @@ from northbound_server import (
     wipe,
 )
 
-from controller import cli
 from controller.client import Client, Problem
 from controller.model.nouns import Tenant, Vm
 from controller.northbound.server import listen
@@ -48,22 +47,11 @@ def served(shared: Running) -> Iterator[Running]:
 
 
 @pytest.fixture
-def pleach(
-    served: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def pleach(served: Running, monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
     """Runs a command as a user beside the server would: code, stdout, stderr."""
     monkeypatch.setenv("PLEACH_STATE_DIR", str(served.settings.state_dir))
     monkeypatch.setenv("PLEACH_NORTHBOUND__PORT", str(served.port))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pleach", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
+    return command
 
 
 # The client against a server that has its moments

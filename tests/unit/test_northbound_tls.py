@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from northbound_server import running
 
-from controller import cli
 from controller.client import Client, Problem
 from controller.model.nouns import Tenant
 from controller.northbound.server import listen, open_store, server
@@ -207,19 +206,10 @@ def test_versions_that_are_too_old(brain: Deployment, ours: Authority) -> None:
 
 
 @pytest.fixture
-def pleach(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command: code, stdout, stderr."""
+def pleach(monkeypatch: pytest.MonkeyPatch, command: Run) -> Run:
+    """Runs a command, without pauses."""
     monkeypatch.setattr("controller.client.time.sleep", lambda _: None)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pleach", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
+    return command
 
 
 def test_commands_with_a_certificate(
