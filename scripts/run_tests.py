@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _OWN_TMP = "RUN_TESTS_OWN_TMP"
 _TMP = Path("/tmp")
 _PYTEST = (sys.executable, "-m", "pytest", "--durations=10", "-rsxX")
+#: In a process a core: what needs no switch needs no machine of its own either.
+_SPREAD = ("--numprocesses=logical", "--dist=worksteal")
 _SANDBOX = (sys.executable, "-m", "mininet_labs.sandbox", "--")
 _NO_TESTS = 5  # pytest's exit status
 
@@ -46,8 +48,8 @@ class Run:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-_UNIT = Run("unit tests", (*_PYTEST, "-m", "not fabric", "tests/unit"), 20 * 60)
-_WITHOUT = Run("without switches", (*_PYTEST, "-m", "not fabric", "tests"), 20 * 60)
+_UNIT = Run("unit tests", (*_PYTEST, *_SPREAD, "-m", "not fabric", "tests/unit"), 20 * 60)
+_WITHOUT = Run("without switches", (*_PYTEST, *_SPREAD, "-m", "not fabric", "tests"), 20 * 60)
 _FABRIC = Run("on Open vSwitch", (*_SANDBOX, *_PYTEST, "-m", "fabric", "tests"), 45 * 60)
 _RYU = Run(
     "on Open vSwitch, under Ryu",

@@ -6,8 +6,13 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mininet_labs import sandbox
+
+# How quick a machine is must not decide about a test.
+settings.register_profile("pleach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pleach")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

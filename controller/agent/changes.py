@@ -7,6 +7,7 @@ was not there, is made up for by the next look.
 | told | seen | event |
 |---|---|---|
 | nothing | here | placed |
+| nothing | here, come from another host | migration started and completed: it was quick |
 | nothing | arriving | migration started |
 | arriving | here | migration completed |
 | arriving | not at all | migration failed |
@@ -45,10 +46,10 @@ def changes(
     after: dict[str, Told | None] = {}
     here = {machine.vm: machine for machine in seen if machine.ports}
     for vm, machine in here.items():
-        found = _of(told.get(vm), machine, host, at, new_id)
-        if found is not None:
-            facts.append(found[0])
-            after[vm] = found[1]
+        found, will_be_told = _of(told.get(vm), machine, host, at, new_id)
+        if found:
+            facts += found
+            after[vm] = will_be_told
     for vm in told.keys() - here.keys():
         migration = told[vm].migration
         kind = EventType.VM_REMOVED if migration is None else EventType.MIGRATION_FAILED
@@ -60,19 +61,23 @@ def changes(
 
 def _of(
     told: Told | None, machine: Machine, host: str, at: float, new_id: Callable[[], str]
-) -> tuple[Fact, Told] | None:
+) -> tuple[tuple[Fact, ...], Told]:
     vm, ports = machine.vm, machine.ports
 
     def fact(kind: EventType, migration: str | None) -> Fact:
         return Fact(new_id(), kind, at, vm, host, ports, machine.macs, migration)
 
-    if told is None and machine.arriving:
+    here = Told(ports)
+    if told is None and (machine.arriving or machine.migrated):
         migration = f"agent-{new_id()}"
-        return fact(EventType.MIGRATION_STARTED, migration), Told(ports, migration)
+        started = fact(EventType.MIGRATION_STARTED, migration)
+        if machine.arriving:
+            return (started,), Told(ports, migration)
+        return (started, fact(EventType.MIGRATION_COMPLETED, migration)), here
     if machine.arriving:
-        return None
+        return (), here
     if told is None or (told.migration is None and told.ports != ports):
-        return fact(EventType.VM_PLACED, None), Told(ports)
+        return (fact(EventType.VM_PLACED, None),), here
     if told.migration is not None:
-        return fact(EventType.MIGRATION_COMPLETED, told.migration), Told(ports)
-    return None
+        return (fact(EventType.MIGRATION_COMPLETED, told.migration),), here
+    return (), here

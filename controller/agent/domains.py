@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 
 from controller.agent.records import Machine, Raw
 
-#: virDomainState and virDomainPausedReason of libvirt's API.
+#: virDomainState, virDomainRunningReason and virDomainPausedReason of libvirt's API.
+_RUNNING = 1
+#: It came from another host, all of it or with memory to follow (post-copy).
+_RUNNING_MIGRATED = (2, 10, 11)
 _PAUSED = 3
 _PAUSED_STARTING = 11
 #: Its memory goes or comes; its memory is fetched by the target (post-copy), or could not be.
@@ -47,7 +50,8 @@ class Domain:
     def machine(self, vm: str, state: int, reason: int) -> Machine:
         """The VM as it is seen now."""
         ports, macs = tuple(port for port, _ in self.nics), tuple(mac for _, mac in self.nics)
-        return Machine(vm, ports, macs, arriving(state, reason))
+        migrated = state == _RUNNING and reason in _RUNNING_MIGRATED
+        return Machine(vm, ports, macs, arriving(state, reason), migrated)
 
 
 def arriving(state: int, reason: int) -> bool:

@@ -24,12 +24,14 @@ class SourceAway(Exception):  # noqa: N818 - it is a state, which is told and wa
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A VM at this host: the ports that its NICs are plugged into, and their MACs, in the
-    same order. `arriving` is whether it is stopped here while its memory is under way."""
+    same order. `arriving` is whether it is stopped here while its memory is under way,
+    `migrated` whether it runs here since it came from another host."""
 
     vm: str
     ports: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
     arriving: bool = False
+    migrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(script=actions)
 def test_whatever_happens_each_sample_is_taken_once(
     tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]

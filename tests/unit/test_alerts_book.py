@@ -157,7 +157,7 @@ def test_roles_and_pages_of_the_album(store: Store) -> None:
 spans = st.lists(st.lists(st.sampled_from(["vm0", "vm1"]), max_size=2, unique=True), max_size=8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(spans, st.lists(st.integers(0, 7), max_size=4))
 def test_whoever_begins_again_earlier_changes_nothing(
     found_in: list[list[str]], falls: list[int]

@@ -109,7 +109,7 @@ def test_a_wrong_number_of_values_is_refused():
         Bank(2).step(0.0, [1.0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(
@@ -128,7 +128,7 @@ def test_no_input_breaks_a_bank(samples):
                 assert finding.score > 1
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e6))
 def test_the_unit_does_not_matter(seed, unit):
     values = noise(150, seed)

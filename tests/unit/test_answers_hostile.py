@@ -152,13 +152,13 @@ def test_every_sound_request_has_an_answer() -> None:
     assert all(mend(bytearray(frame)) == frame for frame in SEEDS)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(damaged())
 def test_damaged_frames(frame: bytes) -> None:
     check(frame)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.sampled_from(["", "0800", "86dd", "080045", "86dd60"]))
 def test_noise(noise: bytes, start: str) -> None:
     check(noise)

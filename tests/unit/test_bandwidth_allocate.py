@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.decide.bandwidth.allocate import Allocation, decide
@@ -89,7 +89,6 @@ def test_promises_that_cannot_be_kept_are_named_and_the_last_rates_stand() -> No
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 150))
-@settings(deadline=None)
 def test_a_conflict_is_irreducible(guarantees: list[int], capacity: int) -> None:
     claims = [claim(f"v{n}", 1, guarantee_bps=g) for n, g in enumerate(guarantees)]
     made = decide(claims, [Resource("up", capacity)])
@@ -113,7 +112,6 @@ def test_meters_that_would_hardly_change_stay() -> None:
     st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=2, max_size=6),
     st.integers(20, 200),
 )
-@settings(deadline=None)
 def test_hysteresis_never_overloads(wanted: list[tuple[int, int]], capacity: int) -> None:
     names = "up" if capacity % 2 else "up core"
     resources = [Resource("up", capacity), Resource("core", capacity * 0.9)]

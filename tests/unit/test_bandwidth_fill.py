@@ -25,7 +25,7 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Floats, Floats, Floats, Floats]:
 
 
 @given(problems())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_filling_is_what_the_definition_says(problem: tuple[Floats, ...]) -> None:
     usage, capacity, weight, lower, upper = problem
     filled = fill(csr_matrix(usage), capacity, weight, lower, upper)
@@ -34,7 +34,6 @@ def test_filling_is_what_the_definition_says(problem: tuple[Floats, ...]) -> Non
 
 
 @given(problems())
-@settings(deadline=None)
 def test_rates_fit_and_whoever_has_not_all_is_stopped_by_a_full_resource(
     problem: tuple[Floats, ...],
 ) -> None:

@@ -126,7 +126,7 @@ def test_who_was_not_measured_is_taken_to_want_what_it_did() -> None:
     assert fabric.turn(b=0) == busy
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.6, 19), st.floats(20, 80))
 def test_who_wants_little_is_not_taken_for_who_wants_more(little: float, much: float) -> None:
     fabric = Fabric(world(), policy())

@@ -58,7 +58,7 @@ values = arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values)
 def test_features_of_any_input_are_numbers(series):
     found = features(series)
@@ -67,7 +67,7 @@ def test_features_of_any_input_are_numbers(series):
         assert all(0 <= share <= 1 + 1e-9 for share in found.wavelet)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1_000), st.floats(1e-3, 1e6))
 def test_features_have_no_unit(seed, unit):
     series = 10 + noise(seed, 256) + np.sin(np.arange(256) / 3)

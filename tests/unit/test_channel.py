@@ -232,7 +232,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STEPS, st.sets(st.integers(1, 3), max_size=1))
 def test_whatever_happens_an_audit_ends_with_what_is_wanted(
     steps: list[tuple[str, int, int]], refused: set[int]

@@ -288,7 +288,7 @@ def observe(compiler: Compiler, seen: list[Signature], crowded: list[str]) -> di
     return compiler.observe(touched)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     changes(),
     st.integers(1, 5),

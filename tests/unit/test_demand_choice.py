@@ -180,7 +180,7 @@ def test_the_record_outlives_a_restart_and_forgets_on_demand(tmp_path):
     second.close()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["vm0", "vm1", "gone", "new"]), unique=True, min_size=1))
 def test_vms_may_come_and_go_between_forecast_and_outcome(tmp_path_factory, names):
     panel = panel_of(np.full((2, 2 * DAY_BINS), 0.5))

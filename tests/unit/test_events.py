@@ -199,7 +199,7 @@ json_values = st.recursive(
         st.sampled_from(["1.0", "vm.placed", "host.up", "2030-01-31T08:00:00Z"]) | json_values,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_message_is_an_event_or_refused(anything: dict[str, object]) -> None:
     with suppress(Refused):
         assert parse(anything).id
@@ -540,7 +540,7 @@ def told_in(order: list[Event]) -> World:
 
 
 @given(histories(), st.randoms(use_true_random=False))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_order_and_repetition_ends_in_the_same_place(
     history: list[Event], rng: random.Random
 ) -> None:
@@ -578,7 +578,7 @@ anything = st.one_of(
 
 
 @given(st.lists(anything, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_even_nonsense_ends_where_the_newest_placement_says(
     steps: list[tuple[str, dict[str, object]]], rng: random.Random
 ) -> None:

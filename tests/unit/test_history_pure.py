@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 from history_world import DAY, batch, everything
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.history.counters import LONGEST_MS, NEVER, rates
@@ -109,7 +109,6 @@ def test_two_counts_far_apart_tell_nothing() -> None:
 STEPS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 10**9)), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(STEPS, st.randoms(use_true_random=False), st.integers(0, 20))
 def test_counts_in_any_order_and_in_parts_give_the_same_rates(
     steps: list[tuple[int, int]], random: object, cut: int
@@ -133,7 +132,6 @@ def test_counts_in_any_order_and_in_parts_give_the_same_rates(
     assert (told <= steepest * (1 + 1e-9)).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**40), min_size=2, max_size=30))
 def test_no_rate_is_made_of_a_fall(counts: list[int]) -> None:
     found = one_vm(list(range(0, 10 * len(counts), 10)), [float(c) for c in counts])
@@ -249,7 +247,6 @@ def test_a_metric_is_sent_in_one_way() -> None:
 VALUE = st.none() | st.floats() | st.floats(0, 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(NOW - 2e5, NOW + 1e3), VALUE, VALUE), max_size=20))
 def test_what_is_taken_and_what_is_refused_is_all_that_was_sent(
     rows: list[tuple[float, float | None, float | None]],
@@ -295,14 +292,12 @@ def same(one: Batch, other: Batch) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(batches())
 def test_both_forms_say_the_same(sent: Batch) -> None:
     assert same(from_msgpack_body(to_msgpack_body(sent)), sent)
     assert same(from_json_body(json.dumps(to_json_document(sent)).encode()), sent)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_body_ends_in_another_error(raw: bytes) -> None:
     for read in (from_json_body, from_msgpack_body):
@@ -389,7 +384,6 @@ def test_nan_in_json_is_a_bad_sample_and_not_a_bad_body() -> None:
 # Senders
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3 * WINDOW), max_size=60))
 def test_no_sequence_number_is_taken_twice(numbers: list[int]) -> None:
     known: Seen | None = None
@@ -415,7 +409,6 @@ def test_the_clock_offset_is_that_of_the_quickest_batch() -> None:
 # Records
 
 
-@settings(deadline=None)
 @given(batches())
 def test_a_record_is_read_as_it_was_written(sent: Batch) -> None:
     found = judged(sent)
@@ -434,7 +427,6 @@ def test_a_record_is_read_as_it_was_written(sent: Batch) -> None:
         np.testing.assert_array_equal(one.values, other.values)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab"), st.integers(0, 9)), max_size=9))
 def test_what_is_entered_can_be_taken_back(entries: list[tuple[int, str, int]]) -> None:
     books = Books()
@@ -482,7 +474,6 @@ def fields(data: bytes) -> list[tuple[int, bytes]]:
     return out
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1 << 35, (1 << 42) - 1), st.floats(allow_nan=False)), max_size=9
@@ -513,7 +504,6 @@ def test_times_that_do_not_fit_are_refused(at: int) -> None:
 # Grids
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 99), st.floats(0, 1)),

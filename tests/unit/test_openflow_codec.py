@@ -247,7 +247,9 @@ ACTION_PAIRS: list[tuple[Act, Callable[[], Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("ours", "theirs"), ACTION_PAIRS, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), ACTION_PAIRS, ids=[repr(ours) for ours, _ in ACTION_PAIRS]
+)
 def test_an_action_is_that_of_os_ken(ours: Act, theirs: Callable[[], Any]) -> None:
     buffer = bytearray()
     theirs().serialize(buffer, 0)

@@ -125,7 +125,7 @@ def outcome(data: bytes, known: Layouts | None) -> object:
         return str(cause)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(replies())
 def test_by_layouts_or_one_by_one_is_the_same(messages: list[bytes]) -> None:
     known = Layouts()
@@ -134,7 +134,7 @@ def test_by_layouts_or_one_by_one_is_the_same(messages: list[bytes]) -> None:
             assert flow_descs(data, known).items == one_by_one(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(replies(), st.data())
 def test_what_is_damaged_is_seen_as_by_one_by_one(messages: list[bytes], draws: Any) -> None:
     """Nothing is let through because entries like it were met before."""
@@ -169,7 +169,7 @@ def test_a_real_switch_s_entries() -> None:
             assert flow_descs(data, known).items == one_by_one(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(replies())
 def test_what_was_read_before_is_known_by_its_signature(messages: list[bytes]) -> None:
     known = Layouts()
@@ -235,7 +235,7 @@ def ours(item: Installed) -> tuple[object, ...]:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(replies(READABLE))
 def test_os_ken_reads_the_same(messages: list[bytes]) -> None:
     known = Layouts()

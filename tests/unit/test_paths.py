@@ -43,7 +43,7 @@ def named(cables: list[Cable]) -> dict[str, set[str]]:
     return near
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cablings())
 def test_the_two_detours_share_no_more_than_they_must(cables: list[Cable]) -> None:
     near = named(cables)
@@ -86,7 +86,7 @@ def check(machine: Machine, cables: list[Cable], must: nx.MultiGraph) -> None:
                     assert way[-2:] == [egress, POPPED], (way, cables)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cablings())
 def test_any_link_may_die_before_the_controller_knows(cables: list[Cable]) -> None:
     view = FabricView.of(fabric(cables, sorted(graph(cables))))
@@ -96,7 +96,7 @@ def test_any_link_may_die_before_the_controller_knows(cables: list[Cable]) -> No
         check(machine, cables, graph(cables, machine.dead))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cablings())
 def test_any_switch_may_die_before_the_controller_knows(cables: list[Cable]) -> None:
     view = FabricView.of(fabric(cables, sorted(graph(cables))))
@@ -108,7 +108,7 @@ def test_any_switch_may_die_before_the_controller_knows(cables: list[Cable]) -> 
         check(machine, cables, left)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cablings(), st.data())
 def test_whatever_dies_nothing_goes_in_circles_and_the_controller_finds_what_is_left(
     cables: list[Cable], data: st.DataObject
@@ -123,7 +123,7 @@ def test_whatever_dies_nothing_goes_in_circles_and_the_controller_finds_what_is_
     check(machine, cables, graph(cables, machine.dead))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cablings(), st.data())
 def test_a_failure_changes_nothing_in_the_plan(cables: list[Cable], data: st.DataObject) -> None:
     edges = sorted(graph(cables))

@@ -104,7 +104,7 @@ def worst_ratio(plan: Plan) -> float:
 
 
 @given(small_networks(), st.integers(0, 1_000), st.sampled_from([1.0, 1.5, 3.0]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_whatever_comes_the_hedge_bounds_it_against_even_splits(
     network: Network, seed: int, ratio: float
 ) -> None:
@@ -142,7 +142,7 @@ def test_paths_on_trees_reach_the_optimum_over_all_paths(seed: int) -> None:
 
 
 @given(small_networks(), st.integers(0, 1_000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_bound_of_the_decomposition_is_below_the_optimum_and_near(
     network: Network, seed: int
 ) -> None:

@@ -237,7 +237,7 @@ def test_more_traffic_goes_where_there_is_more_room() -> None:
     assert any("foreseen" in text for text in found.decided[route.key].reasons)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 8), min_size=1),
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 8), min_size=1),
@@ -308,7 +308,7 @@ def test_a_fabric_in_two_parts_is_decided_in_each_and_said_to_be_cut() -> None:
     assert any("cut" in note for note in found.decision.notes)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_what_is_asked_for_is_laid_and_reaches(seed: int) -> None:
     cables: list[Cable] = [(1, 2), (2, 3), (3, 4), (4, 1), (1, 3), (2, 5), (5, 4)]

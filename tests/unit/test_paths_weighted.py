@@ -71,7 +71,7 @@ def routed(draw: st.DrawFn) -> tuple[list[Cable], list[Route]]:
     return cables, list(routes.values())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(routed(), st.data())
 def test_whatever_is_asked_for_and_dies_nothing_goes_in_circles(
     drawn: tuple[list[Cable], list[Route]], data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import IP
@@ -64,7 +64,6 @@ def test_a_filter_is_known_by_its_priority(made: Plan) -> None:
     assert filter_of(49_152, minor(1)) is None
 
 
-@settings(deadline=None)
 @given(st.floats(8_000, 8e12))
 def test_any_rate_makes_queues_that_the_kernel_takes(rate: float) -> None:
     policy = qos.load()

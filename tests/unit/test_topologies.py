@@ -216,7 +216,7 @@ def _is_sound(fabric: Fabric) -> None:
     assert len(islands(fabric)) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 8), st.sampled_from(["leaf", "hybrid"]))
 def test_a_drawing_shows_every_switch_once_and_apart(leaves, spines, hosts, kind):
     fabric = (
