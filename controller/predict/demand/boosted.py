@@ -7,31 +7,34 @@ that came yesterday is forecast by the same trees as all others.
 
 from __future__ import annotations
 
+import io
+import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import skops.io
-from sklearn.ensemble import HistGradientBoostingRegressor
-from threadpoolctl import threadpool_limits
 
 from controller.predict.demand.examples import Examples, examples
 from controller.predict.demand.features import design, summarise
 from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
+from controller.predict.demand.trees import Trees
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
 NAME = "boosted"
 
-#: Types that scikit-learn's model consists of and skops does not know of by itself.
-_TRUSTED = ["sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
-#: Series that are told together.
-_PART = 128
+#: What a file of another form is refused by.
+_FORM = 1
+#: Series that are told together: as many as make rows enough for the trees to be quick.
+_PART = 1024
 #: Models of one target and quantile, whose mean is told.
-_Bag = tuple[HistGradientBoostingRegressor, ...]
+_Bag = tuple["HistGradientBoostingRegressor", ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,21 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Boosted:
-    """The trees of one family of metrics, by target and in the order of QUANTILES."""
+    """The trees of one family of metrics by target, whose outputs are in the order of QUANTILES,
+    and the columns that they see."""
 
     family: str
     columns: Mapping[Target, tuple[str, ...]]
-    trees: Mapping[Target, tuple[_Bag, ...]]
+    trees: Mapping[Target, Trees]
     name: str = NAME
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for trees of other columns or quantiles."""
+        for target, trees in self.trees.items():
+            if len(trees.base) != len(QUANTILES):
+                raise ValueError(f"trees of {target} tell {len(trees.base)} quantiles")
+            if trees.feature.max(initial=0) >= len(self.columns[target]):
+                raise ValueError(f"trees of {target} ask for columns that there are not")
 
     def quantiles(self, past: Panel, target: Target, steps: int) -> Array:
         """See Model; series without any known value are NaN."""
@@ -65,21 +77,16 @@ class Boosted:
 
     def many(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
         """Several targets at once, which spares looking at the past several times."""
-        # In parts whose rows a processor's cache holds: each tree goes through all of them.
-        panels = [
-            past.rows(np.arange(at, min(at + _PART, len(past))))
-            for at in range(0, len(past), _PART)
-        ]
-        if len(panels) < 2:
-            parts = [self._part(panel, steps) for panel in panels]
+        threads = _threads()
+        # As many parts as make all threads end at once.
+        parts = threads * -(-len(past) // (threads * _PART)) if len(past) > _PART // 4 else 1
+        panels = [past.rows(rows) for rows in np.array_split(np.arange(len(past)), parts)]
+        if parts == 1:
+            told = [self._part(panel, steps) for panel in panels]
         else:
-            with ThreadPoolExecutor(_threads(), initializer=_alone) as pool:
-                parts = list(pool.map(self._part, panels, repeat(steps)))
-        empty = {t: np.empty((0, n, len(QUANTILES))) for t, n in steps.items()}
-        return {
-            target: np.concatenate([empty[target], *(part[target] for part in parts)])
-            for target in steps
-        }
+            with ThreadPoolExecutor(threads) as pool:
+                told = list(pool.map(self._part, panels, repeat(steps)))
+        return {target: np.concatenate([part[target] for part in told]) for target in steps}
 
     def _part(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
         summary = summarise(past)
@@ -92,46 +99,56 @@ class Boosted:
                     f"the {self.family} model of {target} was trained on other columns than "
                     "this version makes: train it again"
                 )
-            rows = made.rows.astype(np.float64)
-            told = [
-                np.mean([model.predict(rows) for model in bag], axis=0).reshape(made.base.shape)
-                for bag in self.trees[target]
-            ]
-            scaled = np.stack(told, axis=-1)
+            told = self.trees[target](made.values)
+            scaled = np.moveaxis(told.reshape(-1, *made.base.shape), 0, -1)
             values = made.base[..., None] + made.scale[:, None, None] * scaled
             values[unknown] = np.nan
             out[target] = values
         return out
 
     def dump(self) -> bytes:
-        """The model as a file that loading executes nothing of."""
-        content = {
+        """The model as a file of arrays: loading executes nothing of it, and needs no version of
+        what it was trained with."""
+        about = {
+            "form": _FORM,
             "family": self.family,
             "columns": {str(target): list(names) for target, names in self.columns.items()},
-            "trees": {str(t): [list(bag) for bag in bags] for t, bags in self.trees.items()},
         }
-        return bytes(skops.io.dumps(content, compression=zipfile.ZIP_DEFLATED, compresslevel=1))
+        content: dict[str, Any] = {
+            f"{target}.{name}": array
+            for target, trees in self.trees.items()
+            for name, array in trees.arrays().items()
+        }
+        content["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        file = io.BytesIO()
+        np.savez_compressed(file, **content)
+        return file.getvalue()
 
 
 def _threads() -> int:
-    """As many as scikit-learn would use."""
+    """As many as other libraries of numbers would use."""
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
-
-
-def _alone() -> None:
-    """Have scikit-learn begin no threads of its own in one of ours."""
-    threadpool_limits(1, "openmp")
 
 
 def load(data: bytes) -> Boosted:
     """A model that `dump` wrote. Raises ValueError for anything else."""
     try:
-        content = skops.io.loads(data, trusted=_TRUSTED)
-        return Boosted(
-            content["family"],
-            {Target(target): tuple(names) for target, names in content["columns"].items()},
-            {Target(t): tuple(tuple(bag) for bag in bags) for t, bags in content["trees"].items()},
-        )
+        with np.load(io.BytesIO(data), allow_pickle=False) as content:
+            about = json.loads(content["about"].tobytes())
+            if about["form"] != _FORM:
+                raise ValueError(f"it has form {about['form']}, and {_FORM} is known here")
+            columns = {Target(t): tuple(names) for t, names in about["columns"].items()}
+            trees = {
+                target: Trees.of(
+                    {
+                        name.removeprefix(f"{target}."): content[name]
+                        for name in content.files
+                        if name.startswith(f"{target}.")
+                    }
+                )
+                for target in columns
+            }
+            return Boosted(about["family"], columns, trees)
     # A damaged or foreign file may fail in any place of the reading.
     except Exception as error:
         raise ValueError(f"is no model of demand that can be read: {error}") from error
@@ -148,18 +165,21 @@ def train(
     families = {panel.metric.family for panel in panels}
     if len(families) != 1:
         raise ValueError(f"metrics of one family are learned together, not {sorted(families)}")
-    trees: dict[Target, tuple[_Bag, ...]] = {}
+    trees: dict[Target, Trees] = {}
     columns: dict[Target, tuple[str, ...]] = {}
     rng = np.random.default_rng(how.seed)
     for target in targets:
         learned = examples(panels, target, how.bags * how.rows, rng)
         columns[target] = learned.columns
-        trees[target] = tuple(_fit(learned, level, how, rng) for level in QUANTILES)
+        trees[target] = Trees.learned([_fit(learned, level, how, rng) for level in QUANTILES])
     return Boosted(families.pop(), columns, trees)
 
 
 def _fit(learned: Examples, level: float, how: Training, rng: np.random.Generator) -> _Bag:
     """As many models as `how` says, each of other rows: their mean errs less than any."""
+    # Here, because who only forecasts needs no scikit-learn.
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     models = []
     for _ in range(how.bags):
         rows, values = learned.draw(how.rows, rng)

@@ -40,12 +40,17 @@ _LEVEL = {Target.FIVE_MINUTES: (13, 12), Target.HOURS: (3, 13), Target.HOUR_PEAK
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Rows for each series and, within it, each lead. A target's value is base + scale * y."""
+    """Values for each series and, within it, each lead. A target's value is base + scale * y."""
 
-    rows: NDArray[np.float32]  # [series * leads, columns]
+    values: NDArray[np.float32]  # [columns, series * leads]
     columns: tuple[str, ...]
     base: Array  # [series, leads]
     scale: Array  # [series]
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """The values as [series * leads, columns]."""
+        return self.values.T
 
 
 @dataclass(slots=True)
@@ -110,8 +115,10 @@ def design(summary: Summary, target: Target, leads: Sequence[int] | NDArray[np.i
     columns["scale"] = _wide(scale / summary.panel.metric.resolution, shape)
     columns["lead"] = np.broadcast_to(steps.astype(np.float32), shape)
     columns |= _clock(summary.panel.end, target, steps, shape)
-    stacked = np.stack([value.astype(np.float32) for value in columns.values()], axis=2)
-    return Design(stacked.reshape(shape[0] * shape[1], -1), tuple(columns), base, scale)
+    values = np.empty((len(columns), *shape), dtype=np.float32)
+    for column, value in zip(values, columns.values(), strict=True):
+        column[...] = value
+    return Design(values.reshape(len(columns), -1), tuple(columns), base, scale)
 
 
 def _bursts(summary: Summary) -> dict[str, Array]:

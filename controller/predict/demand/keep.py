@@ -1,6 +1,6 @@
 """Where trained models are kept: a directory a version, checked before it is believed.
 
-    DIRECTORY/FAMILY/VERSION/model.skops     the trees; loading them executes nothing
+    DIRECTORY/FAMILY/VERSION/model.npz       the trees; loading them executes nothing
     DIRECTORY/FAMILY/VERSION/about.json      what it learned from, and the file's SHA-256
 
 A version is written beside and renamed into its place, so that it is there whole or not at
@@ -17,8 +17,6 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import sklearn
-
 from controller.predict.demand import boosted
 from controller.predict.demand.boosted import Boosted
 from controller.predict.demand.series import Metric, Panel
@@ -27,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: Versions of each family that are kept.
 KEPT = 3
-_MODEL, _ABOUT = "model.skops", "about.json"
+_MODEL, _ABOUT = "model.npz", "about.json"
 _WRITING = ".writing-"
 
 
@@ -44,7 +42,6 @@ class About:
     loss: float
     loss_seasonal_naive: float
     sha256: str = ""
-    scikit_learn: str = sklearn.__version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +117,6 @@ def _read(version: Path, family: str) -> Kept:
     found = hashlib.sha256(data).hexdigest()
     if found != about.sha256:
         raise ValueError(f"SHA-256 is {found}, and {about.sha256} was written: it was damaged")
-    if about.scikit_learn != sklearn.__version__:
-        raise ValueError(
-            f"made with scikit-learn {about.scikit_learn}, and {sklearn.__version__} is here"
-        )
     model = boosted.load(data)
     if model.family != family:
         raise ValueError(f"is a model of {model.family}, not of {family}")
