@@ -25,6 +25,7 @@ from controller.history.screen import Limits, Refusal, Rights, screen
 from controller.history.senders import WINDOW, Offsets
 from controller.history.waiting import Waiting
 from controller.history.wal import SEGMENT_BYTES, Wal
+from controller.waiting import groups
 
 log = logging.getLogger(__name__)
 
@@ -114,24 +115,11 @@ class Intake:
         self._thread.join()
 
     def _run(self) -> None:
-        job = self._jobs.get()
-        while job is not None:
-            group = [job]
-            last = False
-            while len(group) < MAX_GROUP:
-                try:
-                    another = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if another is None:
-                    last = True
-                    break
-                group.append(another)
+        for group in groups(self._jobs, MAX_GROUP):
             self._do(group)
             self._now = group[-1].now
             if self._unsaved >= SEGMENT_BYTES or time.monotonic() - self._saved_at >= BOOKS_S:
                 self._save()
-            job = None if last else self._jobs.get()
         self._save()
 
     def _do(self, group: list[_Job]) -> None:

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, replace
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from starlette.responses import Response
@@ -45,26 +45,32 @@ Hourly = Annotated[bool, Query(description="One item an hour, instead of sums")]
 Following = Annotated[str, Query(description="`next` of the page before", max_length=500)]
 
 
+async def _asked(  # a coroutine, as what is none is run in a thread
+    vm: Filter = None,
+    peer: Peer = None,
+    protocol: Protocol = None,
+    port: Port = None,
+    tenant: Filter = None,
+    since: Since = None,
+    until: Until = None,
+    hourly: Hourly = False,
+) -> Asked:
+    first = None if since is None else math.floor(since / _HOUR_S)
+    last = None if until is None else math.ceil(until / _HOUR_S)
+    return Asked(vm, peer, protocol, port, tenant, first, last, hourly)
+
+
+Wanted = Annotated[Asked, Depends(_asked)]
+
+
 def router(brain: Brain) -> APIRouter:
     """The routes of signatures and denials."""
     routes = APIRouter(tags=["signatures"])
 
     @routes.get("/v1/signatures", operation_id="list_signatures", responses=replies(Signatures))
-    async def signatures(
-        vm: Filter = None,
-        peer: Peer = None,
-        protocol: Protocol = None,
-        port: Port = None,
-        tenant: Filter = None,
-        since: Since = None,
-        until: Until = None,
-        hourly: Hourly = False,
-        limit: Limit = 100,
-        after: Following = "",
-    ) -> Response:
+    async def signatures(asked: Wanted, limit: Limit = 100, after: Following = "") -> Response:
         """Who talks to whom, page by page, with what has been counted."""
         await brain.replica.refresh()
-        asked = _asked(vm, peer, protocol, port, tenant, since, until, hourly)
         rows, following = await _page(brain, Talked, asked, limit, after)
         services = brain.replica.state.services
         items = []
@@ -75,40 +81,13 @@ def router(brain: Brain) -> APIRouter:
         return reply(Signatures(items=tuple(items), next=following))
 
     @routes.get("/v1/denials", operation_id="list_denials", responses=replies(Denials))
-    async def denials(
-        vm: Filter = None,
-        peer: Peer = None,
-        protocol: Protocol = None,
-        port: Port = None,
-        tenant: Filter = None,
-        since: Since = None,
-        until: Until = None,
-        hourly: Hourly = False,
-        limit: Limit = 100,
-        after: Following = "",
-    ) -> Response:
+    async def denials(asked: Wanted, limit: Limit = 100, after: Following = "") -> Response:
         """What access denied, page by page."""
-        asked = _asked(vm, peer, protocol, port, tenant, since, until, hourly)
         rows, following = await _page(brain, Refused, asked, limit, after)
         items = tuple(DenialInfo(**_told(row)) for row in rows)
         return reply(Denials(items=items, next=following))
 
     return routes
-
-
-def _asked(
-    vm: str | None,
-    peer: str | None,
-    protocol: str | None,
-    port: int | None,
-    tenant: str | None,
-    since: float | None,
-    until: float | None,
-    hourly: bool,
-) -> Asked:
-    first = None if since is None else math.floor(since / _HOUR_S)
-    last = None if until is None else math.ceil(until / _HOUR_S)
-    return Asked(vm, peer, protocol, port, tenant, first, last, hourly)
 
 
 async def _page(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from controller.model.state import Change
 from controller.northbound.problems import UNAVAILABLE, Problem
 from controller.store import Store, StoreUnavailable, Transaction
+from controller.waiting import groups
 
 log = logging.getLogger(__name__)
 
@@ -79,21 +80,8 @@ class Writer:
         return future
 
     def _run(self) -> None:
-        job = self._jobs.get()
-        while job is not None:
-            group = [job]
-            last = False
-            while len(group) < MAX_GROUP:
-                try:
-                    another = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if another is None:
-                    last = True
-                    break
-                group.append(another)
+        for group in groups(self._jobs, MAX_GROUP):
             self._do(group)
-            job = None if last else self._jobs.get()
 
     def _do(self, group: list[_Job]) -> None:
         changes: list[Change] = []
