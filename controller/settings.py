@@ -413,6 +413,10 @@ class ForecastSettings(Section):
     metrics: Annotated[tuple[Demanded, ...], BeforeValidator(_listed)] = get_args(Demanded)
     #: A file of events that are known to come, such as policies/calendar.yaml.
     calendar: FilePath | None = None
+    #: What any VM can send and receive at most (Mbit/s), and read and write (MB/s each), where
+    #: nothing says more exactly. Forecasts above what a VM can use say so; None: not known.
+    nic_mbps: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    disk_mb_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
     #: Seconds between two rounds of forecasts, and between two looks at what is due.
     round_s: Annotated[float, Field(ge=1, le=86_400)] = 3_600.0
     every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 60.0

@@ -26,6 +26,7 @@ def loops_of(settings: Settings) -> list[Loop]:
     """The loops that `settings` ask for. Raises SettingsError where rules cannot be used."""
     told = settings.alerts
     ruled = rules.load(told.rules)
+    policy = qos.load(settings.bandwidth.policy)
     loops: list[Loop] = [
         Keeping(told, ruled),
         Anomalies(settings, ruled),
@@ -36,7 +37,7 @@ def loops_of(settings: Settings) -> list[Loop]:
         Paths(settings.paths),
         Sharing(
             settings.bandwidth,
-            qos.load(settings.bandwidth.policy),
+            policy,
             Foreseen(latest_of(settings.state_dir / DIRECTORY)),
         ),
     ]
@@ -45,5 +46,5 @@ def loops_of(settings: Settings) -> list[Loop]:
     if told.alertmanager is not None:
         loops.append(Alertmanager(told, told.alertmanager))
     if settings.forecast.metrics:
-        loops.append(Demand(settings.forecast, settings.state_dir, time.time()))
+        loops.append(Demand(settings.forecast, policy, settings.state_dir, time.time()))
     return loops

@@ -17,15 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.decide.bandwidth.qos import QosPolicy
 from controller.history.history import History
 from controller.loops.base import Ground
+from controller.loops.capacities import capacities
+from controller.loops.kindred import kindred
 from controller.model.nouns import Vm
 from controller.model.state import State
+from controller.observe.behaviour.album import Role, roles
 from controller.predict.demand import work
 from controller.predict.demand.events import Calendar, CalendarError, load, recorded
 from controller.predict.demand.series import DAY_BINS, STEP, WINDOW, Metric, Panel, read
 from controller.predict.demand.work import Order
 from controller.settings import ForecastSettings
+from controller.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +54,12 @@ class Demand:
 
     name = "demand"
 
-    def __init__(self, settings: ForecastSettings, state_dir: Path, now: float) -> None:
+    def __init__(
+        self, settings: ForecastSettings, policy: QosPolicy, state_dir: Path, now: float
+    ) -> None:
         self.every_s = settings.every_s
         self._settings = settings
+        self._policy = policy
         self._place = state_dir / DIRECTORY
         first = now + settings.every_s
         self._round_due = dict.fromkeys(map(Metric, settings.metrics), first)
@@ -69,12 +77,19 @@ class Demand:
             self._file.complain()
             return
         history = await ground.history()
-        order = self._order(state, calendar)
+        played = await asyncio.to_thread(_roles, ground.store)
+        vms = tuple(sorted(state.vms))
+        memory = await asyncio.to_thread(_memory, history, vms, now)
+        order = self._order(state, calendar, kindred(state.vms, played, memory))
+        limits = {
+            metric: capacities(state, self._policy, self._settings, metric, vms, memory)
+            for metric in self._round_due
+        }
         soon = min(AGAIN_S, self._settings.round_s)
         wrong = []
         for metric in due:
             try:
-                some = await self._forecast(ground, history, order, metric, now)
+                some = await self._forecast(ground, history, order, metric, limits[metric], now)
                 self._round_due[metric] = now + (self._settings.round_s if some else soon)
             except Exception as error:  # whatever it is: others have their turn
                 log.exception("no forecast was made", extra={"metric": str(metric)})
@@ -94,22 +109,29 @@ class Demand:
         self._calendar = calendar
         return calendar
 
-    def _order(self, state: State, calendar: Calendar) -> Order:
+    def _order(self, state: State, calendar: Calendar, kin: Mapping[str, tuple[str, ...]]) -> Order:
         return Order(
             self._place,
             calendar,
             groups(state.vms),
+            kin,
             self._settings.five_minute_steps,
             self._settings.slow_vms,
             self._settings.memory_days * 86_400.0,
         )
 
     async def _forecast(
-        self, ground: Ground, history: History, order: Order, metric: Metric, now: float
+        self,
+        ground: Ground,
+        history: History,
+        order: Order,
+        metric: Metric,
+        limits: Sequence[float],
+        now: float,
     ) -> bool:
-        """Forecast one metric; whether anything is known of it."""
+        """Forecast one metric of VMs that can use so much; whether anything is known of it."""
         vms = tuple(order.group_of)
-        panel = await asyncio.to_thread(panel_of, history, metric, vms, now, _BINS)
+        panel = await asyncio.to_thread(panel_of, history, metric, vms, now, _BINS, limits)
         if not np.isfinite(panel.values).any():
             return False
         done = await ground.slow.run(work.forecast, order, panel)
@@ -190,36 +212,44 @@ class CalendarFile:
 
 
 def groups(vms: Mapping[str, Vm]) -> dict[str, str]:
-    """The role of each VM: its first group, or else its tenant."""
+    """The group of each VM that events may name: its first, or else its tenant."""
     return {key: vm.groups[0] if vm.groups else vm.tenant for key, vm in sorted(vms.items())}
 
 
-def panel_of(history: History, metric: Metric, vms: Sequence[str], now: float, bins: int) -> Panel:
-    """What `history` has of `vms` up to the last whole bin before `now`. Raises HistoryError."""
+def panel_of(
+    history: History,
+    metric: Metric,
+    vms: Sequence[str],
+    now: float,
+    bins: int,
+    limits: Sequence[float] | None = None,
+) -> Panel:
+    """What `history` has of `vms` up to the last whole bin before `now`; `limits` is what each
+    can use, in the metric's unit. Raises HistoryError."""
     end = int(now) // STEP * STEP
-    parts = []
+    parts = [
+        read(history, metric, vms[at : at + _READ], end, bins) for at in range(0, len(vms), _READ)
+    ]
+    capacity = np.full(len(vms), np.nan) if limits is None else np.asarray(limits, float)
+    values = np.concatenate([part.values for part in parts])
+    return Panel(metric, tuple(vms), values, end, capacity)
+
+
+def _memory(history: History, vms: Sequence[str], now: float) -> dict[str, float]:
+    """Bytes that each VM was last given, of those of which it is known. Raises HistoryError."""
+    end = int(now) // STEP * STEP
+    found: dict[str, float] = {}
     for at in range(0, len(vms), _READ):
         names = vms[at : at + _READ]
-        capacity = _capacity(history, metric, names, end)
-        parts.append(read(history, metric, names, end, bins, capacity))
-    return Panel(
-        metric,
-        tuple(vms),
-        np.concatenate([part.values for part in parts]),
-        end,
-        np.concatenate([part.capacity for part in parts]),
-    )
+        sizes = history.read_many("memory_size", end - 86_400, end, 3_600, "max", names).values
+        known = (row[np.isfinite(row)] for row in sizes)
+        found |= {vm: float(row[-1]) for vm, row in zip(names, known, strict=True) if len(row)}
+    return found
 
 
-def _capacity(history: History, metric: Metric, vms: Sequence[str], end: int) -> list[float]:
-    """What each VM has: all of its CPUs, the memory that it was last given; NaN for others."""
-    if metric is Metric.CPU:
-        return [1.0] * len(vms)
-    if metric is not Metric.MEMORY:
-        return [float("nan")] * len(vms)
-    sizes = history.read_many("memory_size", end - 86_400, end, 3_600, "max", vms).values
-    known = [row[np.isfinite(row)] for row in sizes]
-    return [float(row[-1]) if len(row) else float("nan") for row in known]
+def _roles(store: Store) -> list[Role]:
+    with store.reading() as connection:
+        return roles(connection)
 
 
 def _some(vms: tuple[str, ...], most: int) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,18 @@ import pytest
 from demand_data import MONDAY, panel_of, rhythm
 from history_world import batch
 from northbound_server import define, running
+from pydantic_core import to_json
 from typer.testing import CliRunner
 
 from controller.api import MSGPACK
 from controller.cli import app
 from controller.client import Problem
+from controller.decide.bandwidth import qos
 from controller.history.samples import to_msgpack_body
 from controller.loops.demand import DIRECTORY, CalendarFile, Demand, DemandFailed
 from controller.model.nouns import CalendarEvent, Nic, Tenant, Vm
 from controller.model.state import State
+from controller.observe.behaviour.album import Role
 from controller.predict.demand import work
 from controller.predict.demand.events import CalendarError, recorded
 from controller.predict.demand.forecast import Forecast, Reason
@@ -178,6 +183,14 @@ class Standing:
         known = (Tenant(id="t"), Vm(id="a", tenant="t", nics=(nic,)))
         self.now = State.of([*known, *records])
         self.slow = Slow()
+        self.store = self
+        self.roles: list[Role] = []
+
+    @contextmanager
+    def reading(self):
+        """A connection to a store that knows roles alone."""
+        bodies = [to_json(role).decode() for role in self.roles]
+        yield SimpleNamespace(scalars=lambda query: bodies)
 
     def state(self) -> State:
         return self.now
@@ -196,10 +209,10 @@ def settings(**changed) -> ForecastSettings:
 
 def test_a_round_is_due_after_a_look_and_then_each_hour(tmp_path):
     ground = Standing()
-    loop = Demand(settings(), tmp_path, time.time())
+    loop = Demand(settings(), qos.load(), tmp_path, time.time())
     turn(loop, ground)
     assert ground.slow.forecast() == []
-    loop = Demand(settings(), tmp_path, time.time() - 61)
+    loop = Demand(settings(), qos.load(), tmp_path, time.time() - 61)
     turn(loop, ground)
     assert ground.slow.forecast() == ["cpu", "memory"]
     # cpu has a model of now, memory none.
@@ -212,7 +225,7 @@ def test_a_round_is_due_after_a_look_and_then_each_hour(tmp_path):
 def test_a_metric_that_fails_keeps_no_other_from_its_turn(tmp_path):
     ground = Standing()
     ground.slow.fails = {"cpu"}
-    loop = Demand(settings(), tmp_path, time.time() - 61)
+    loop = Demand(settings(), qos.load(), tmp_path, time.time() - 61)
     with pytest.raises(DemandFailed, match="cpu: too large"):
         turn(loop, ground)
     assert ground.slow.forecast() == ["cpu", "memory"]
@@ -226,7 +239,7 @@ def sale(factor: float = 2.0) -> CalendarEvent:
 
 def test_a_changed_calendar_is_reason_for_a_new_round(tmp_path):
     ground = Standing()
-    loop = Demand(settings(), tmp_path, time.time() - 61)
+    loop = Demand(settings(), qos.load(), tmp_path, time.time() - 61)
     turn(loop, ground)
     ground.slow.forecast()
     told = sale()
@@ -237,6 +250,23 @@ def test_a_changed_calendar_is_reason_for_a_new_round(tmp_path):
     assert ground.slow.forecast() == ["cpu", "memory"]
     turn(loop, ground)
     assert ground.slow.forecast() == []
+
+
+def test_newcomers_are_told_from_the_role_that_their_group_plays(tmp_path):
+    nics = (Nic(mac="02:00:00:00:00:02", subnet="s"),)
+    web = [Vm(id=key, tenant="t", nics=nics, groups=("web",)) for key in ("w1", "w2", "new")]
+    ground = Standing(*web, Vm(id="b", tenant="u", nics=nics))
+    ground.roles = [Role("role-7", ("w1", "w2"), 0.0, 0.0, 1.0), Role("role-8", ("b",), 0, 0, 1)]
+    loop = Demand(settings(nic_mbps=800), qos.load(), tmp_path, time.time() - 61)
+    turn(loop, ground)
+    (_, (order, panel)), *_ = [call for call in ground.slow.asked if call[0] == "forecast"]
+    assert order.kin["new"][:2] == ("role-7", "group web")
+    assert order.kin["b"][0] == "role-8"
+    # Nobody of its tenant plays a role.
+    assert not [kind for kind in order.kin["a"] if kind.startswith("role")]
+    assert {kinds[-1] for kinds in order.kin.values()} == {"tenant t", "tenant u"}
+    assert order.group_of == {"a": "t", "b": "u", "new": "web", "w1": "web", "w2": "web"}
+    assert panel.capacity.tolist() == [1.0] * 5
 
 
 def test_the_last_good_file_of_events_holds(tmp_path):

@@ -153,16 +153,20 @@ def test_the_seasonal_naive_forecast_is_the_day_before_with_past_differences():
         np.testing.assert_array_equal(told[0, :, column], np.arange(12))
 
 
-def test_peers_are_of_the_same_group_or_else_everybody():
+def test_peers_are_of_the_closest_kind_that_has_a_past_or_else_everybody():
     values = np.concatenate([np.full((2, 2 * DAY_BINS), 0.1), np.full((2, 2 * DAY_BINS), 0.9)])
     panel = panel_of(values)
-    groups = {"vm0": "web", "vm1": "web", "vm2": "db", "vm3": "db", "new": "web", "odd": "none"}
-    peers = learn(panel, groups)
+    kin = {
+        "vm0": ("role-1", "web"), "vm1": ("web",), "vm2": ("db",), "vm3": ("db",),
+        "new": ("role-9", "web", "db"), "odd": ("none",),
+    }  # fmt: skip
+    peers = learn(panel, kin)
     asked = panel_of(np.full((2, DAY_BINS), np.nan))
     asked = type(asked)(asked.metric, ("new", "odd"), asked.values, asked.end, asked.capacity)
     for target in Target:
         told = peers.quantiles(asked, target, 1)
         np.testing.assert_allclose(told[0], 0.1, rtol=1e-6)
+        assert [peers.kind(vm, target) for vm in ("vm0", "new", "odd")] == ["role-1", "web", ""]
         assert told[1, 0, 0] == pytest.approx(0.1)
         assert told[1, 0, 3] == pytest.approx(0.9)
 

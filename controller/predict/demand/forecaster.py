@@ -8,7 +8,7 @@ A `Forecaster` holds no clock and reads no history: whoever calls it gives it pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from controller.predict.demand.forecast import Forecast, Reason, sane
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.ledger import Ledger, Told
 from controller.predict.demand.models import Model, ask
-from controller.predict.demand.newcomers import ENOUGH, Peers
+from controller.predict.demand.newcomers import ENOUGH, Kin, Peers
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import Scores
 from controller.predict.demand.series import DAY_BINS, STEP, Array, Metric, Panel, gaps_allowed
@@ -55,7 +55,8 @@ class Round:
 @dataclass(slots=True)
 class Forecaster:
     """Forecasts demand. `others` are models beside the boosted one and the seasonal naive one;
-    `group_of` gives the role or flavour of each VM.
+    `group_of` gives the group of each VM that events may name, `kin` the kinds (role, flavour
+    and such, the closest first) from which it is told while it has no past; its group, if none.
 
     What it learns by running is in the model store and in the ledger; intervals are calibrated
     by the misses of the last week, which a restart collects anew.
@@ -66,6 +67,7 @@ class Forecaster:
     calendar: Calendar = field(default_factory=Calendar)
     others: tuple[Model, ...] = ()
     group_of: Mapping[str, str] = field(default_factory=dict)
+    kin: Kin = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     _models: dict[str, Model] = field(default_factory=dict)
     _peers: dict[Metric, Peers] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class Forecaster:
             self._models[done.kept.model.family] = done.kept.model
         if done.taken:
             for panel in clean:
-                self._peers[panel.metric] = newcomers.learn(panel, self.group_of)
+                self._peers[panel.metric] = newcomers.learn(panel, self._kin())
                 self._begin(panel, done.trials)
         return done
 
@@ -139,6 +141,7 @@ class Forecaster:
         past = without(panel, calendars)
         units = target_scales(past, tuple(wanted))
         models = self._candidates(past, candidates)
+        peers = next(model for model in models if isinstance(model, Peers))
         forecasts: list[Forecast] = []
         told: list[Told] = []
         every = {model.name: ask(model, past, wanted) for model in models}
@@ -157,7 +160,8 @@ class Forecaster:
                 if name != newcomers.NAME
             ]
             used = _finished(past, target, values, calendars)
-            forecasts += _told(panel, past, target, used, choice, names, scores, calendars)
+            kinds = [peers.kind(vm, target) for vm in panel.names]
+            forecasts += _told(panel, past, target, used, choice, names, scores, calendars, kinds)
         return Round(tuple(forecasts), tuple(told))
 
     def _calendars(self, panel: Panel) -> list[Calendar]:
@@ -169,9 +173,17 @@ class Forecaster:
             out.append(own.learned(values, start) if own.events else own)
         return out
 
+    def _kin(self) -> Kin:
+        return self.kin or {vm: (group,) for vm, group in self.group_of.items()}
+
+    def _peers_of(self, past: Panel) -> Peers:
+        """With the kinds of now: who came after the last training is of some, too."""
+        peers = self._peers.get(past.metric)
+        return replace(peers, kin=self._kin()) if peers else newcomers.learn(past, self._kin())
+
     def _candidates(self, past: Panel, candidates: bool) -> list[Model]:
         model = self._models.get(past.metric.family)
-        peers = self._peers.get(past.metric) or newcomers.learn(past, self.group_of)
+        peers = self._peers_of(past)
         first = [model] if model is not None else []
         return [*first, SeasonalNaive(), *(self.others if candidates else ()), peers]
 
@@ -222,6 +234,7 @@ def _told(
     names: Sequence[str],
     scores: Scores,
     calendars: Sequence[Calendar],
+    kinds: Sequence[str],
 ) -> list[Forecast]:
     """A record for each series, with its reasons."""
     out = []
@@ -232,7 +245,7 @@ def _told(
             for at, name in enumerate(names)
             if np.isfinite(means[at, row])
         }
-        notes = _notes(panel, row, target, values.shape[1], calendars[row])
+        notes = _notes(panel, row, target, values.shape[1], calendars[row], kinds[row])
         capacity = float(panel.capacity[row])
         reason = _reason(past, row, names[choice[row]], losses, notes)
         limit = capacity if np.isfinite(capacity) else None
@@ -241,15 +254,16 @@ def _told(
 
 
 def _notes(
-    panel: Panel, row: int, target: Target, steps: int, calendar: Calendar
+    panel: Panel, row: int, target: Target, steps: int, calendar: Calendar, kind: str
 ) -> tuple[str, ...]:
     events = calendar.names(panel.end, steps * target.bins)
     notes = [f"the calendar has {name} in this time" for name in events]
     known = int(np.isfinite(panel.window()[row]).sum())
+    others = f"others like it ({kind}) are told" if kind else "all other VMs are told"
     if known == 0:
-        notes.append("nothing is known of this VM: others like it are told")
+        notes.append(f"nothing is known of this VM: {others}")
     elif known < ENOUGH:
-        notes.append(f"known for {known * STEP // 60} min only: others like it are told")
+        notes.append(f"known for {known * STEP // 60} min only: {others}")
     return tuple(notes)
 
 

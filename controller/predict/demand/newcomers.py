@@ -1,4 +1,5 @@
-"""A VM with no past starts from how others of its role or flavour behave."""
+"""A VM with no past starts from how others that are like it behave: of its role, its group, its
+flavour or its tenant, the closest of these of which anybody has a past."""
 
 from __future__ import annotations
 
@@ -16,47 +17,52 @@ NAME = "peers"
 
 #: Bins that a VM must be known for before its own past is worth more than that of others.
 ENOUGH = 72
-#: The group of all VMs, for those whose own group has nobody with a past.
+#: All VMs, for those of whose own kinds nobody has a past.
 _ALL = ""
+#: The kinds that each VM is of, the closest first.
+Kin = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Quantiles [24 hours of the day (UTC), len(QUANTILES)] by target and group, and the group
-    (role or flavour) of each VM."""
+    """Quantiles [24 hours of the day (UTC), len(QUANTILES)] by target and kind, and the kinds of
+    each VM."""
 
     profiles: Mapping[Target, Mapping[str, Array]]
-    group_of: Mapping[str, str]
+    kin: Kin
     name: str = NAME
 
     def quantiles(self, past: Panel, target: Target, steps: int) -> Array:
         """See Model; NaN where no VM at all has a past."""
         profiles = self.profiles.get(target, {})
         nothing = np.full((24, len(QUANTILES)), np.nan)
-        everybody = profiles.get(_ALL, nothing)
         begins = past.end + target.seconds * np.arange(steps)
         hours = begins // 3_600 % 24
-        rows = [profiles.get(self.group_of.get(vm, _ALL), everybody)[hours] for vm in past.names]
+        rows = [profiles.get(self.kind(vm, target), nothing)[hours] for vm in past.names]
         return np.stack(rows) if rows else np.empty((0, steps, len(QUANTILES)))
 
+    def kind(self, vm: str, target: Target) -> str:
+        """The kind that a VM is told from; "" stands for all VMs."""
+        profiles = self.profiles.get(target, {})
+        return next((kind for kind in self.kin.get(vm, ()) if kind in profiles), _ALL)
 
-def learn(panel: Panel, group_of: Mapping[str, str]) -> Peers:
+
+def learn(panel: Panel, kin: Kin) -> Peers:
     """How the VMs of `panel` that have a past behaved in its last two weeks."""
     known = np.flatnonzero(np.isfinite(panel.window()).sum(axis=1) >= ENOUGH)
     grown = panel.rows(known)
-    groups = np.array([group_of.get(vm, _ALL) for vm in grown.names], dtype=object)
+    members: dict[str, list[int]] = {}
+    for row, vm in enumerate(grown.names):
+        for kind in {_ALL, *kin.get(vm, ())}:
+            members.setdefault(kind, []).append(row)
     profiles: dict[Target, dict[str, Array]] = {}
     for target in Target:
         series = target.series(grown.window(WINDOW))
         begins = grown.end - target.seconds * np.arange(series.shape[1], 0, -1)
         profiles[target] = {
-            str(group): _profile(series[groups == group], begins, target)
-            for group in {*groups}
-            if group != _ALL
+            kind: _profile(series[rows], begins, target) for kind, rows in members.items()
         }
-        if len(grown):
-            profiles[target][_ALL] = _profile(series, begins, target)
-    return Peers(profiles, group_of)
+    return Peers(profiles, kin)
 
 
 def _profile(series: Array, begins: NDArray[np.int64], target: Target) -> Array:

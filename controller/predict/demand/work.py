@@ -36,13 +36,15 @@ _FORECASTERS: dict[Path, Forecaster] = {}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a round needs beside the past: where things lie, what is known to come, the role or
-    flavour of each VM, how many steps of 5 minutes are told, for how many VMs of those that are
-    forecast worst slow models are tried, and seconds for which scores are kept."""
+    """What a round needs beside the past: where things lie, what is known to come, the group of
+    each VM that events may name, the kinds that it is of (see `newcomers`), how many steps of 5
+    minutes are told, for how many VMs of those that are forecast worst slow models are tried,
+    and seconds for which scores are kept."""
 
     place: Path
     calendar: Calendar = field(default_factory=Calendar)
     group_of: Mapping[str, str] = field(default_factory=dict)
+    kin: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     steps: int = 12
     slow_vms: int = 0
     memory_s: float = 60 * 86_400.0
@@ -106,7 +108,7 @@ def forecast(order: Order, panel: Panel) -> Done:
 def learn(order: Order, panels: Sequence[Panel], now: int) -> Learned:
     """Learn one family of metrics anew; on failure the last good model goes on."""
     forecaster = _forecaster(order.place)
-    forecaster.calendar, forecaster.group_of = order.calendar, order.group_of
+    _inform(forecaster, order)
     done = forecaster.retrain([_begun(panel) for panel in panels], now)
     return Learned(done.taken, done.kept is not None, done.reason)
 
@@ -129,11 +131,16 @@ def _forecaster(place: Path) -> Forecaster:
 def _ready(order: Order, panel: Panel) -> Forecaster:
     """With the newest model of the panel's family, and intervals that are calibrated."""
     forecaster = _forecaster(order.place)
-    forecaster.calendar, forecaster.group_of = order.calendar, order.group_of
+    _inform(forecaster, order)
     forecaster.load(panel.metric.family, again=False)
     if not forecaster.calibrated(panel.metric):
         forecaster.rehearse(panel, tuple(Target), candidates=False)
     return forecaster
+
+
+def _inform(forecaster: Forecaster, order: Order) -> None:
+    forecaster.calendar = order.calendar
+    forecaster.group_of, forecaster.kin = order.group_of, order.kin
 
 
 def _tried(
