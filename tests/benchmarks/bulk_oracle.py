@@ -79,7 +79,7 @@ def _ct(act: Ct) -> Any:
         15 if named else act.zone,
         0xFF if act.table is None else act.table,
         0,
-        [],
+        _actions(act.sets),
     )
 
 
