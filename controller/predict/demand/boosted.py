@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controller.predict.demand.examples import Examples, examples
-from controller.predict.demand.features import design, summarise
+from controller.predict.demand.features import Design, design, summarise, together
 from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
 from controller.predict.demand.trees import Trees
@@ -31,8 +31,9 @@ NAME = "boosted"
 
 #: What a file of another form is refused by.
 _FORM = 1
-#: Series that are told together: as many as make rows enough for the trees to be quick.
-_PART = 1024
+#: Series that are told together, as many as make rows enough for the trees to be quick, and those
+#: that are looked at together, as few as a processor's cache holds.
+_PART, _SEEN = 1024, 128
 #: Models of one target and quantile, whose mean is told.
 _Bag = tuple["HistGradientBoostingRegressor", ...]
 
@@ -89,11 +90,15 @@ class Boosted:
         return {target: np.concatenate([part[target] for part in told]) for target in steps}
 
     def _part(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
-        summary = summarise(past)
-        unknown = ~np.isfinite(summary.window).any(axis=1)
+        seen: dict[Target, list[Design]] = {target: [] for target in steps}
+        for at in range(0, max(len(past), 1), _SEEN):
+            summary = summarise(past.rows(np.arange(at, min(at + _SEEN, len(past)))))
+            for target, count in steps.items():
+                seen[target].append(design(summary, target, range(1, count + 1)))
+        unknown = ~np.isfinite(past.window()).any(axis=1)
         out = {}
-        for target, count in steps.items():
-            made = design(summary, target, range(1, count + 1))
+        for target in steps:
+            made = together(seen.pop(target))
             if made.columns != self.columns[target]:
                 raise ValueError(
                     f"the {self.family} model of {target} was trained on other columns than "

@@ -71,7 +71,7 @@ def summarise(panel: Panel) -> Summary:
     out = Summary(panel, window)
     for back in (1, 2, 3, 4, 5, 6, 12):
         out.levels[f"last{back}"] = window[:, -back]
-    trailing = _Trailing(window)
+    trailing = _Trailing(window, max(_MEANS))
     for bins in _MEANS:
         out.levels[f"mean{bins}"] = trailing.mean(bins)
     for bins in _PEAKS:
@@ -81,7 +81,7 @@ def summarise(panel: Panel) -> Summary:
     for bins, levels in ((12, (0.5,)), (36, (0.5, 0.9)), (288, _QUANTILES), (2016, _QUANTILES)):
         for level, value in zip(levels, known_quantiles(window[:, -bins:], levels), strict=True):
             out.levels[f"q{level}of{bins}"] = value
-    moves = _Trailing(np.abs(np.diff(window[:, -2017:], axis=1)))
+    moves = _Trailing(np.abs(np.diff(window[:, -2017:], axis=1)), 2016)
     for bins in (6, 12, 72, 288, 2016):
         out.spreads[f"move{bins}"] = moves.mean(bins)
     for bins in (12, 72, 288, 2016):
@@ -119,6 +119,16 @@ def design(summary: Summary, target: Target, leads: Sequence[int] | NDArray[np.i
     for column, value in zip(values, columns.values(), strict=True):
         column[...] = value
     return Design(values.reshape(len(columns), -1), tuple(columns), base, scale)
+
+
+def together(parts: Sequence[Design]) -> Design:
+    """The rows of all `parts`, which are of one target and the same leads."""
+    return Design(
+        np.concatenate([part.values for part in parts], axis=1),
+        parts[0].columns,
+        np.concatenate([part.base for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+    )
 
 
 def _bursts(summary: Summary) -> dict[str, Array]:
@@ -177,29 +187,42 @@ def moving_mean(series: Array, half: int) -> Array:
         return np.asarray((sums[:, width:] - sums[:, :-width]) / np.where(count, count, np.nan))
 
 
-class _Trailing:
-    """Means and deviations of the last columns, for many widths."""
+def means_around(series: Array, places: NDArray[np.intp], half: int) -> Array:
+    """Mean of the known values within `half` steps of each of `places`, [series, *places]."""
+    sums = np.zeros((len(series), *places.shape))
+    counts = np.zeros(sums.shape, dtype=np.int32)
+    for shift in range(-half, half + 1):
+        at = places + shift
+        values = np.take(series, at, axis=1, mode="clip")
+        known = np.isfinite(values) & (at >= 0) & (at < series.shape[1])
+        sums += np.where(known, values, 0.0)
+        counts += known
+    return np.asarray(sums / np.where(counts, counts, np.nan))
 
-    def __init__(self, values: Array) -> None:
-        known = np.isfinite(values)
+
+class _Trailing:
+    """Means and deviations of the last columns, for widths of up to `most`."""
+
+    def __init__(self, values: Array, most: int) -> None:
+        recent = values[:, -most:]
+        self._known = np.isfinite(recent)
         with gaps_allowed():
-            self._middle = np.nan_to_num(np.nanmean(values, axis=1, dtype=np.float64))
-        centred = np.where(known, values - self._middle[:, None], 0.0)
-        self._counts, self._sums, self._squares = map(_sums, (known, centred, centred**2))
+            self._middle = np.nan_to_num(np.nanmean(recent, axis=1, dtype=np.float64))
+        self._centred = np.where(self._known, recent - self._middle[:, None], 0.0)
 
     def mean(self, width: int) -> Array:
-        count = self._last(self._counts, width)
-        return self._middle + self._last(self._sums, width) / np.where(count, count, np.nan)
+        return np.asarray(self._middle + self._offset(width))
 
     def deviation(self, width: int) -> Array:
-        count = self._last(self._counts, width)
-        count = np.where(count, count, np.nan)
-        mean = self._last(self._sums, width) / count
-        return np.sqrt(np.maximum(self._last(self._squares, width) / count - mean**2, 0.0))
+        squares = (self._centred[:, -width:] ** 2).sum(axis=1) / self._count(width)
+        return np.asarray(np.sqrt(np.maximum(squares - self._offset(width) ** 2, 0.0)))
 
-    @staticmethod
-    def _last(sums: Array, width: int) -> Array:
-        return np.asarray(sums[:, -1] - sums[:, max(0, sums.shape[1] - 1 - width)])
+    def _offset(self, width: int) -> Array:
+        return np.asarray(self._centred[:, -width:].sum(axis=1) / self._count(width))
+
+    def _count(self, width: int) -> Array:
+        count = self._known[:, -width:].sum(axis=1)
+        return np.where(count, count, np.nan)
 
 
 def _sums(values: NDArray[np.generic]) -> Array:
@@ -241,7 +264,7 @@ def _steps(
     relative["all_mean"] = np.nanmean(same, axis=1)
     relative["all_max"] = np.fmax.reduce(same, axis=1)
     for half in _AROUND[target]:
-        around = moving_mean(series, half)[:, past]
+        around = means_around(series, past, half)
         for day in (1, 2, 7):
             relative[f"around{half}_day{day}"] = around[:, day - 1]
         relative[f"around{half}_week"] = np.nanmean(around[:, :7], axis=1)
@@ -304,15 +327,22 @@ def _base_errors(series: Array, target: Target) -> Array:
     """Mean absolute error in the last week of each simple forecast that may be the base."""
     season, length = target.season, series.shape[1]
     width, lag = _LEVEL[target]
-    week = 7 * season
+    half, week = width // 2, 7 * season
     actual = series[:, -week:]
 
-    def before(values: Array, steps: int) -> Array:
-        return values[:, length - week - steps : length - steps]
+    def before(steps: int) -> Array:
+        return series[:, length - week - steps : length - steps]
 
-    level = before(moving_mean(series, width // 2), lag)
-    weekly = np.nanmean(np.stack([before(series, day * season) for day in range(1, 8)]), axis=0)
-    guesses = (level, before(series, season), before(series, week), weekly)
+    level = moving_mean(series[:, length - week - lag - half : length - lag + half], half)
+    known = np.isfinite(series)
+    filled = np.where(known, series, 0.0)
+    sums, counts = np.zeros(actual.shape), np.zeros(actual.shape, dtype=np.int8)
+    for day in range(1, 8):
+        at = slice(length - week - day * season, length - day * season)
+        sums += filled[:, at]
+        counts += known[:, at]
+    weekly = sums / np.where(counts, counts, np.nan)
+    guesses = (level[:, half:-half], before(season), before(week), weekly)
     return np.stack([np.nanmean(np.abs(actual - guess), axis=1) for guess in guesses], axis=1)
 
 
