@@ -67,7 +67,7 @@ def test_a_burst_that_nobody_foresaw_gets_what_others_leave(world, guests):
         deadline = time.monotonic() + 20
 
         def bursting() -> bool:
-            out.send(*(udp(a, c, bytes(1_200)) for _ in range(20)))
+            out.send(*(udp(a, c, bytes(1_200)) for _ in range(100)))
             return rates(world)["a"][0] > 15_000 or time.monotonic() > deadline
 
         wait_until(bursting, "a has most of the uplink")
