@@ -136,22 +136,37 @@ class _Grower:
         paid = float((np.where(supply > 0, distance, 0.0) * supply).sum())
         bound = paid + float(prices @ self.background)
         following = np.where(following >= 0, following, -1)
-        return _Pool(which, following, self._loads(supply, distance, following)), bound
+        return _Pool(which, following, self._loads(supply, following)), bound
 
-    def _loads(self, supply: Floats, distance: Floats, following: Ints) -> csr_matrix:
-        """What flows down the trees, all at once: the node farthest from each root first."""
-        order = np.argsort(-distance, axis=1)
-        passing = supply.copy()
-        loads = np.zeros((len(supply), self.links))
-        rows = np.arange(len(supply))
-        for place in range(order.shape[1] - 1):
-            node = order[:, place]
-            parent = following[rows, node]
-            there = np.flatnonzero(parent >= 0)
-            flow = passing[there, node[there]]
-            loads[there, self._table[node[there], parent[there]]] += flow
-            passing[there, parent[there]] += flow
-        return csr_matrix(loads / self._network.capacity)
+    def _loads(self, supply: Floats, following: Ints) -> csr_matrix:
+        """What flows down the trees, all at once: the nodes of most hops to their root first."""
+        rows, nodes = np.nonzero(following >= 0)
+        parent = following[rows, nodes]
+        hops = _hops(following)[rows, nodes]
+        size = following.shape[1]
+        place, onto = rows * size + nodes, rows * size + parent
+        passing = supply.reshape(-1).copy()
+        for far in range(int(hops.max(initial=0)), 0, -1):
+            here = np.flatnonzero(hops == far)
+            np.add.at(passing, onto[here], passing[place[here]])
+        # A node has one way on, so every link has one flow of each tree.
+        link = self._table[nodes, parent]
+        flow = passing[place] / self._network.capacity[link]
+        loads = csr_matrix((flow, (rows, link)), shape=(len(supply), self.links))
+        loads.eliminate_zeros()
+        return loads
+
+
+def _hops(following: Ints) -> Ints:
+    """(trees, nodes): steps to the root, where `following` holds a negative number; 0 there and
+    where no way leads."""
+    rows = np.arange(len(following))[:, None]
+    at = following.copy()
+    hops = np.zeros_like(following)
+    while (walking := at >= 0).any():
+        hops += walking
+        at = np.where(walking, following[rows, np.maximum(at, 0)], -1)
+    return hops
 
 
 def _sweep(grower: _Grower, random: np.random.Generator) -> _Pool:
