@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from controller.predict.demand.examples import Examples, examples
 from controller.predict.demand.features import Design, design, summarise, together
+from controller.predict.demand.parts import cached, on_all_cores
 from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
 from controller.predict.demand.trees import Trees
@@ -31,9 +29,8 @@ NAME = "boosted"
 
 #: What a file of another form is refused by.
 _FORM = 1
-#: Series that are told together, as many as make rows enough for the trees to be quick, and those
-#: that are looked at together, as few as a processor's cache holds.
-_PART, _SEEN = 1024, 128
+#: Series that are told together: as many as make rows enough for the trees to be quick.
+_PART = 1024
 #: Models of one target and quantile, whose mean is told.
 _Bag = tuple["HistGradientBoostingRegressor", ...]
 
@@ -78,21 +75,13 @@ class Boosted:
 
     def many(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
         """Several targets at once, which spares looking at the past several times."""
-        threads = _threads()
-        # As many parts as make all threads end at once.
-        parts = threads * -(-len(past) // (threads * _PART)) if len(past) > _PART // 4 else 1
-        panels = [past.rows(rows) for rows in np.array_split(np.arange(len(past)), parts)]
-        if parts == 1:
-            told = [self._part(panel, steps) for panel in panels]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                told = list(pool.map(self._part, panels, repeat(steps)))
+        told = on_all_cores(lambda part: self._part(part, steps), past, _PART)
         return {target: np.concatenate([part[target] for part in told]) for target in steps}
 
     def _part(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
         seen: dict[Target, list[Design]] = {target: [] for target in steps}
-        for at in range(0, max(len(past), 1), _SEEN):
-            summary = summarise(past.rows(np.arange(at, min(at + _SEEN, len(past)))))
+        for few in cached(past):
+            summary = summarise(few)
             for target, count in steps.items():
                 seen[target].append(design(summary, target, range(1, count + 1)))
         unknown = ~np.isfinite(past.window()).any(axis=1)
@@ -128,11 +117,6 @@ class Boosted:
         file = io.BytesIO()
         np.savez_compressed(file, **content)
         return file.getvalue()
-
-
-def _threads() -> int:
-    """As many as other libraries of numbers would use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
 
 
 def load(data: bytes) -> Boosted:

@@ -7,7 +7,8 @@ A `Forecaster` holds no clock and reads no history: whoever calls it gives it pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,12 +20,13 @@ from controller.predict.demand.conformal import Calibration, Misses, calibrate, 
 from controller.predict.demand.events import Calendar, step_factors, without
 from controller.predict.demand.forecast import Forecast, Reason, sane
 from controller.predict.demand.keep import ModelStore
+from controller.predict.demand.known import Known
 from controller.predict.demand.ledger import Ledger, Told
 from controller.predict.demand.models import Model, ask
 from controller.predict.demand.newcomers import ENOUGH, Kin, Peers
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import Scores
-from controller.predict.demand.series import DAY_BINS, STEP, Array, Metric, Panel, gaps_allowed
+from controller.predict.demand.series import DAY_BINS, STEP, Array, Metric, Panel
 from controller.predict.demand.targets import Target
 from controller.predict.demand.training import (
     HELD_OUT,
@@ -112,7 +114,7 @@ class Forecaster:
         """Try all models (`others` only if `candidates`) on the last days of `panel`, where no
         record of forecasts is at hand to choose and calibrate by."""
         past = without(panel, self._calendars(panel))
-        models = [m for m in self._candidates(past, candidates) if m.name != newcomers.NAME]
+        models = self._candidates(past, candidates)
         held = min(HELD_OUT * DAY_BINS, past.bins)
         self._begin(
             past, [t for t in (trial(m, [past], held, targets) for m in models) if t.outcomes]
@@ -140,16 +142,18 @@ class Forecaster:
         calendars = self._calendars(panel)
         past = without(panel, calendars)
         units = target_scales(past, tuple(wanted))
-        models = self._candidates(past, candidates)
-        peers = next(model for model in models if isinstance(model, Peers))
         forecasts: list[Forecast] = []
         told: list[Told] = []
-        every = {model.name: ask(model, past, wanted) for model in models}
+        known = Known.of(past)
+        every = {m.name: ask(m, past, wanted) for m in self._candidates(past, candidates)}
+        short = np.flatnonzero(known.recent < ENOUGH)
+        peers = self._peers_of(past) if len(short) or not _all_told(every.values()) else None
+        if peers is not None:
+            every[peers.name] = ask(peers, past, wanted)
         for target in wanted:
             words = {name: word[target] for name, word in every.items()}
             scores = self.ledger.scores(panel.metric, target, tuple(words), panel.names, panel.end)
-            choice = self._choose(past, words, scores)
-            names = list(words)
+            choice = _choose(words, short, scores)
             calibrated = [
                 self._calibrated(past, target, n, w, units[target]) for n, w in words.items()
             ]
@@ -159,9 +163,9 @@ class Forecaster:
                 for name, word in words.items()
                 if name != newcomers.NAME
             ]
-            used = _finished(past, target, values, calendars)
-            kinds = [peers.kind(vm, target) for vm in panel.names]
-            forecasts += _told(panel, past, target, used, choice, names, scores, calendars, kinds)
+            used = _finished(past, target, values, calendars, known)
+            kinds = {n: peers.kind(panel.names[n], target) for n in short.tolist()} if peers else {}
+            forecasts += _told(panel, target, used, choice, scores, calendars, known, kinds)
         return Round(tuple(forecasts), tuple(told))
 
     def _calendars(self, panel: Panel) -> list[Calendar]:
@@ -183,17 +187,8 @@ class Forecaster:
 
     def _candidates(self, past: Panel, candidates: bool) -> list[Model]:
         model = self._models.get(past.metric.family)
-        peers = self._peers_of(past)
         first = [model] if model is not None else []
-        return [*first, SeasonalNaive(), *(self.others if candidates else ()), peers]
-
-    def _choose(self, past: Panel, words: Mapping[str, Array], scores: Scores) -> NDArray[np.intp]:
-        """The model of each series. Who is hardly known is forecast from others like it."""
-        names = list(words)
-        speaks = np.stack([np.isfinite(word).all(axis=(1, 2)) for word in words.values()])
-        short = np.isfinite(past.window()).sum(axis=1) < ENOUGH
-        speaks[: len(names) - 1, short] = False
-        return scores.choose(names[0], speaks)
+        return [*first, SeasonalNaive(), *(self.others if candidates else ())]
 
     def _calibrated(
         self, past: Panel, target: Target, model: str, told: Array, scale: Array
@@ -213,11 +208,34 @@ class Forecaster:
         return calibrate(together([part for _, part in entries])) if entries else None
 
 
-def _finished(past: Panel, target: Target, values: Array, calendars: Sequence[Calendar]) -> Array:
+def _all_told(words: Iterable[Mapping[Target, Array]]) -> bool:
+    """Whether of each series and target a model told something."""
+    by_target = zip(*(word.values() for word in words), strict=True)
+    return all(_speaks(told).any(axis=0).all() for told in by_target)
+
+
+def _speaks(words: Iterable[Array]) -> NDArray[np.bool_]:
+    """Whether each of the models told something of each series, [models, series]."""
+    return np.stack([np.isfinite(word).all(axis=(1, 2)) for word in words])
+
+
+def _choose(
+    words: Mapping[str, Array], short: NDArray[np.intp], scores: Scores
+) -> NDArray[np.intp]:
+    """The model of each series. Those that are hardly known, `short`, are forecast from others
+    like them."""
+    names = list(words)
+    speaks = _speaks(words.values())
+    for own, name in zip(speaks, names, strict=True):
+        own[short] &= name == newcomers.NAME
+    return scores.choose(names[0], speaks)
+
+
+def _finished(
+    past: Panel, target: Target, values: Array, calendars: Sequence[Calendar], known: Known
+) -> Array:
     """Chosen quantiles made sane, and multiplied by what is known to come."""
-    with gaps_allowed():
-        level = np.nanmean(past.window(), axis=1)
-    told = sane(values, level)
+    told = sane(values, known.level)
     if any(calendar.events for calendar in calendars):
         count = told.shape[1]
         factors = [step_factors(c, target, past.end, count) for c in calendars]
@@ -227,51 +245,40 @@ def _finished(past: Panel, target: Target, values: Array, calendars: Sequence[Ca
 
 def _told(
     panel: Panel,
-    past: Panel,
     target: Target,
     values: Array,
     choice: NDArray[np.intp],
-    names: Sequence[str],
     scores: Scores,
     calendars: Sequence[Calendar],
-    kinds: Sequence[str],
+    known: Known,
+    kinds: Mapping[int, str],
 ) -> list[Forecast]:
     """A record for each series, with its reasons."""
     out = []
-    means = scores.means
-    for row, vm in enumerate(panel.names):
+    means = scores.means.T.tolist()
+    capacities = panel.capacity.tolist()
+    bins, first, last = known.bins.tolist(), known.first.tolist(), known.last.tolist()
+    reach = values.shape[1] * target.bins
+    for row, (vm, chosen) in enumerate(zip(panel.names, choice.tolist(), strict=True)):
         losses = {
-            name: float(means[at, row])
-            for at, name in enumerate(names)
-            if np.isfinite(means[at, row])
+            name: mean
+            for name, mean in zip(scores.models, means[row], strict=True)
+            if math.isfinite(mean)
         }
-        notes = _notes(panel, row, target, values.shape[1], calendars[row], kinds[row])
-        capacity = float(panel.capacity[row])
-        reason = _reason(past, row, names[choice[row]], losses, notes)
-        limit = capacity if np.isfinite(capacity) else None
+        events = calendars[row].names(panel.end, reach) if calendars[row].events else ()
+        notes = [f"the calendar has {name} in this time" for name in events]
+        if row in kinds:
+            notes.append(_hardly_known(int(known.recent[row]), kinds[row]))
+        begun, ended = (first[row], last[row]) if bins[row] else (None, None)
+        model = scores.models[chosen]
+        reason = Reason(model, bins[row], begun, ended, losses, tuple(notes))
+        limit = capacities[row] if math.isfinite(capacities[row]) else None
         out.append(Forecast(vm, panel.metric, target, panel.end, values[row], limit, reason))
     return out
 
 
-def _notes(
-    panel: Panel, row: int, target: Target, steps: int, calendar: Calendar, kind: str
-) -> tuple[str, ...]:
-    events = calendar.names(panel.end, steps * target.bins)
-    notes = [f"the calendar has {name} in this time" for name in events]
-    known = int(np.isfinite(panel.window()[row]).sum())
+def _hardly_known(bins: int, kind: str) -> str:
     others = f"others like it ({kind}) are told" if kind else "all other VMs are told"
-    if known == 0:
-        notes.append(f"nothing is known of this VM: {others}")
-    elif known < ENOUGH:
-        notes.append(f"known for {known * STEP // 60} min only: {others}")
-    return tuple(notes)
-
-
-def _reason(
-    past: Panel, row: int, model: str, losses: dict[str, float], notes: tuple[str, ...]
-) -> Reason:
-    known = np.flatnonzero(np.isfinite(past.values[row]))
-    begin = past.end - past.bins * STEP
-    first = begin + STEP * int(known[0]) if len(known) else None
-    last = begin + STEP * int(known[-1]) if len(known) else None
-    return Reason(model, len(known), first, last, losses, notes)
+    if bins == 0:
+        return f"nothing is known of this VM: {others}"
+    return f"known for {bins * STEP // 60} min only: {others}"

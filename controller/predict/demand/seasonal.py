@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.predict.demand.features import known_quantiles
+from controller.predict.demand.parts import CACHED, on_all_cores
 from controller.predict.demand.series import DAY_BINS, Array, Panel, gaps_allowed
 from controller.predict.demand.targets import QUANTILES, Target
 
@@ -25,15 +26,20 @@ class SeasonalNaive:
 
     def quantiles(self, past: Panel, target: Target, steps: int) -> Array:
         """See Model; series that do not reach a day back are NaN."""
-        series = target.series(past.values[:, -_DAYS * DAY_BINS :])
-        season = 1 if target is Target.DAY_PEAK else target.season
-        if series.shape[1] <= season:
-            return np.full((len(past), steps, len(QUANTILES)), np.nan)
-        middle = _before(series, season, steps)
-        differences = series[:, season:] - series[:, :-season]
-        upper = known_quantiles(differences, QUANTILES[1:])
-        added = np.stack([np.zeros(len(past)), *upper], axis=1)
-        return np.asarray(middle[..., None] + added[:, None, :])
+        told = on_all_cores(lambda part: _quantiles(part, target, steps), past, CACHED)
+        return np.concatenate(told)
+
+
+def _quantiles(past: Panel, target: Target, steps: int) -> Array:
+    series = target.series(past.values[:, -_DAYS * DAY_BINS :])
+    season = 1 if target is Target.DAY_PEAK else target.season
+    if series.shape[1] <= season:
+        return np.full((len(past), steps, len(QUANTILES)), np.nan)
+    middle = _before(series, season, steps)
+    differences = series[:, season:] - series[:, :-season]
+    upper = known_quantiles(differences, QUANTILES[1:])
+    added = np.stack([np.zeros(len(past)), *upper], axis=1)
+    return np.asarray(middle[..., None] + added[:, None, :])
 
 
 def _before(series: Array, season: int, steps: int) -> Array:

@@ -21,6 +21,7 @@ from controller.predict.demand.forecast import sane
 from controller.predict.demand.keep import About, Kept, ModelStore
 from controller.predict.demand.ledger import Told
 from controller.predict.demand.models import Model, ask
+from controller.predict.demand.parts import CACHED, on_all_cores
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import loss
 from controller.predict.demand.series import DAY_BINS, HOUR_BINS, STEP, Array, Metric, Panel
@@ -78,9 +79,14 @@ def horizon(target: Target) -> int:
 
 def target_scales(panel: Panel, targets: Sequence[Target]) -> dict[Target, Array]:
     """For each target the scale [series] of losses, as of the panel's end."""
-    window = panel.window()
-    error = seasonal_error(window, DAY_BINS)
-    return {target: scales(panel, target.series(window), target, error) for target in targets}
+
+    def of(part: Panel) -> list[Array]:
+        window = part.window()
+        error = seasonal_error(window, DAY_BINS)
+        return [scales(part, target.series(window), target, error) for target in targets]
+
+    told = on_all_cores(of, panel, CACHED)
+    return {target: np.concatenate([part[n] for part in told]) for n, target in enumerate(targets)}
 
 
 def retrain(

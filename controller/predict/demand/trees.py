@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 MOST_LEAVES = 256
 #: Rows that are asked at once, a multiple of 64: fewer, and calls cost more than their work; more,
 #: and their bits leave the processor's cache.
-_ROWS = 16_384
+_ROWS = 32_768
 #: Trees that are walked at once, and those that share their conditions.
 _TREES, _SHARING = 8, 128
 #: Thresholds that a column is compared with at once.

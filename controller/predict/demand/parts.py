@@ -1,0 +1,41 @@
+"""Many series are looked at in parts: on all cores, and each part in a processor's cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TypeVar
+
+from controller.predict.demand.series import Panel, gaps_allowed
+
+_Told = TypeVar("_Told")
+#: Series that a processor's cache holds two weeks of, with what is made of them.
+CACHED = 128
+
+
+def pieces(panel: Panel, parts: int) -> Iterator[Panel]:
+    """`panel` in so many parts of about the same number of series, in order."""
+    ends = [len(panel) * part // parts for part in range(parts + 1)]
+    for first, last in pairwise(ends):
+        values, capacity = panel.values[first:last], panel.capacity[first:last]
+        yield Panel(panel.metric, panel.names[first:last], values, panel.end, capacity)
+
+
+def cached(panel: Panel) -> Iterator[Panel]:
+    """`panel` in parts of at most CACHED series, at least one."""
+    return pieces(panel, max(1, -(-len(panel) // CACHED)))
+
+
+def on_all_cores(work: Callable[[Panel], _Told], panel: Panel, most: int) -> list[_Told]:
+    """What `work`, which must be such that numpy gives up the interpreter's lock, makes of parts
+    of `panel` of at most `most` series; few series are not worth the threads."""
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    if threads == 1 or len(panel) <= 2 * CACHED:
+        return [work(part) for part in pieces(panel, max(1, -(-len(panel) // most)))]
+    # As many parts as make all threads end at once.
+    parts = threads * -(-len(panel) // (threads * most))
+    # Warnings are the process's: here they are let pass until all threads have ended.
+    with gaps_allowed(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, pieces(panel, parts)))
