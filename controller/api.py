@@ -625,10 +625,12 @@ class PathDecision(Reply):
 
 
 class PathDecisions(Reply):
-    """Decisions, newest first; `next` is to be given as `before` for earlier ones."""
+    """Decisions, newest first; `next` is to be given as `before` for earlier ones. `unchosen` says
+    why none is made, where none is."""
 
     items: tuple[PathDecision, ...]
     next: int | None = None
+    unchosen: str = ""
 
 
 class PathsBetween(Reply):

@@ -43,6 +43,8 @@ def paths(
             if as_json:
                 show_json(decisions)
                 return
+            if decisions.unchosen:
+                typer.echo(decisions.unchosen, err=True)
             show_table(
                 ("ID", "WHEN", "BECAUSE OF", "WORST LINK", "EVENLY", "BEST", "ROUTES CHANGED"),
                 (

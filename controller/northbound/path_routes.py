@@ -23,6 +23,7 @@ from controller.api import (
     PathsBetween,
     PathWay,
 )
+from controller.loops.paths.loop import unchosen
 from controller.model.addresses import format_dpid, parse_dpid
 from controller.model.nouns import RouteClass, route_key
 from controller.model.state import State
@@ -83,7 +84,9 @@ def router(brain: Brain) -> APIRouter:
         found = await asyncio.to_thread(decisions, brain.store, limit, before)
         items = tuple(_told(decision) for decision in found)
         following = found[-1].id if len(found) == limit else None
-        return reply(PathDecisions(items=items, next=following))
+        await brain.replica.refresh()
+        why = _unchosen(brain, brain.replica.state)
+        return reply(PathDecisions(items=items, next=following, unchosen=why))
 
     return routes
 
@@ -111,6 +114,12 @@ def edge_of(state: State, name: str) -> str:
     )
 
 
+def _unchosen(brain: Brain, state: State) -> str:
+    """Why no paths are chosen, "" where they are."""
+    edges = {host.datapath for host in state.hosts.values()} & state.datapaths.keys()
+    return unchosen(brain.settings.paths, len(edges))
+
+
 def _between(brain: Brain, state: State, ingress: str, egress: str, history: int) -> PathsBetween:
     view = FabricView.of(state)
     newest = next(iter(decisions(brain.store, 1)), None)
@@ -119,7 +128,7 @@ def _between(brain: Brain, state: State, ingress: str, egress: str, history: int
     used: dict[tuple[str, str], PathLink] = {}
     for kind in RouteClass:
         said = decided(brain.store, route_key(ingress, egress, kind), history + 1)
-        route = _route(view, ingress, egress, kind, said)
+        route = _route(view, ingress, egress, kind, said, _unchosen(brain, state))
         routes.append(route)
         hops = [hop for way in route.ways for hop in pairwise(way.nodes)]
         used |= {hop: links[hop] for hop in hops if hop in links}
@@ -139,6 +148,7 @@ def _route(
     egress: str,
     kind: RouteClass,
     said: list[tuple[Decision, Decided]],
+    not_chosen: str,
 ) -> PathRoute:
     weighted = view.routes.weighted.buckets(ingress, egress, kind)
     chosen = bool(weighted)
@@ -156,7 +166,7 @@ def _route(
         ways=tuple(_ways(view, ingress, egress, shares)),
         expected=now.expected if now else None,
         high=now.high if now else None,
-        reasons=tuple(_reasons(view, ingress, egress, kind, chosen, now)),
+        reasons=tuple(_reasons(view, ingress, egress, kind, chosen, now, not_chosen)),
         earlier=tuple(
             PathOpinion(
                 decision=decision.id,
@@ -177,7 +187,11 @@ def _reasons(
     kind: RouteClass,
     chosen: bool,
     now: Decided | None,
+    not_chosen: str,
 ) -> Iterable[str]:
+    if not_chosen and not chosen:
+        yield not_chosen
+        return
     asked = view.state.routes.get(route_key(ingress, egress, kind))
     if asked is not None and not chosen:
         yield "none of the ways that were chosen works now: the planned trees are used until then"

@@ -24,7 +24,7 @@ from controller.history.errors import HistoryUnavailable
 from controller.history.history import History
 from controller.loops import Ground, Pool
 from controller.loops.paths.asked import Question
-from controller.loops.paths.loop import Paths, Seen, reason
+from controller.loops.paths.loop import Paths, Seen, reason, unchosen
 from controller.loops.paths.matrices import as_if_moved, matrices
 from controller.loops.paths.moves import Move, moves_of
 from controller.loops.paths.routes import settled
@@ -435,9 +435,15 @@ def test_the_loop_writes_routes_and_decisions_and_forgets_what_is_over(tmp_path:
     store.close()
 
 
-@pytest.mark.parametrize("settings", [{"enabled": False}, {"max_edges": 2}])
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"enabled": False}, "since paths.enabled is false: connections are hashed"),
+        ({"max_edges": 2}, "since 3 edges are more than paths.max_edges, 2: connections are"),
+    ],
+)
 def test_what_was_chosen_is_taken_away_where_nothing_is_to_be_chosen(
-    tmp_path: Path, settings: dict[str, int]
+    tmp_path: Path, settings: dict[str, int], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
     way = Way(nodes=(ONE, TWO, FOUR), tree=48, buckets=(0,))
@@ -446,7 +452,15 @@ def test_what_was_chosen_is_taken_away_where_nothing_is_to_be_chosen(
             tx.put(record)
         tx.put(Route(ingress=ONE, egress=FOUR, ways=(way,)))
         write_rows(tx, [Row(ONE, time.time(), {FOUR: {BULK: 1e9}})], 3_600)
-    asyncio.run(Paths(PathSettings.model_validate(settings)).turn(standing_on(store)))
+    loop = Paths(PathSettings.model_validate(settings))
+    for _ in range(2):
+        asyncio.run(loop.turn(standing_on(store)))
+        loop._due = 0.0
+    # It is told once, and not at every look.
+    assert [r.getMessage() for r in caplog.records if why in r.getMessage()] == [
+        unchosen(PathSettings.model_validate(settings), 3)
+    ]
+    assert unchosen(PathSettings(), 3) == ""
     assert not store.snapshot().routes
     assert not decisions(store)
     store.close()

@@ -193,3 +193,17 @@ def test_old_decisions_go_and_their_details_before_them(
     assert [said.reasons for _, said in decided(store, "a:b:bulk")] == [("7",), ("6",)]
     assert decided(store, "b:a:bulk") == []
     store.close()
+
+
+def test_who_has_too_many_edges_is_told_that_shortest_paths_are_hashed(tmp_path: Path) -> None:
+    many = {"PLEACH_PATHS__LOOK_S": "0.1", "PLEACH_PATHS__MAX_EDGES": "2"}
+    with running(tmp_path / "state", environ=many) as found, found.client() as client:
+        assert client.path_decisions().unchosen == ""
+        with found.server.brain.store.transaction() as tx:
+            for record in fabric([(1, 2), (2, 3)], [1, 2, 3]).records():
+                tx.put(record)
+        why = client.path_decisions().unchosen
+        assert why.startswith("paths are not chosen for the traffic, since 3 edges are more")
+        told = client.paths(ONE, THREE)
+        assert {route.reasons for route in told.routes} == {(why,)}
+        assert [way.nodes for way in told.routes[0].ways] == [(ONE, TWO, THREE)]

@@ -62,6 +62,21 @@ def reason(before: Seen | None, now: Seen, due: bool) -> str | None:
     return "schedule" if due else None
 
 
+def unchosen(settings: PathSettings, edges: int) -> str:
+    """Why no paths are chosen for the traffic on a fabric of so many edges, and what is used
+    instead; "" where they are."""
+    instead = "connections are hashed over the shortest paths, evenly"
+    if not settings.enabled:
+        return f"paths are not chosen for the traffic, since paths.enabled is false: {instead}"
+    if edges > settings.max_edges:
+        return (
+            f"paths are not chosen for the traffic, since {edges} edges are more than "
+            f"paths.max_edges, {settings.max_edges}: {instead}; each ingress would have a route "
+            "to every other edge, so raise it only where brain and store have the time for that"
+        )
+    return ""
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
@@ -80,6 +95,8 @@ class Paths:
         self._plan: bytes | None = None
         self._due = 0.0
         self._looked_at = -1
+        #: Why paths are not chosen, as it was last told.
+        self._told = ""
 
     async def turn(self, ground: Ground) -> None:
         """Decide, where there is a reason to."""
@@ -100,10 +117,14 @@ class Paths:
             await ground.write(_Forget(now))
         if why is None:
             return
-        usable = self._settings.enabled and len(fabric.edges) <= self._settings.max_edges
-        if not usable or len(fabric.edges) < 2:
+        not_chosen = unchosen(self._settings, len(fabric.edges))
+        if not_chosen != self._told:
+            self._told = not_chosen
+            log.warning("%s", not_chosen or "paths are chosen for the traffic again")
+        if not_chosen or len(fabric.edges) < 2:
             self._rest(seen)
-            await self._planned_only(ground, standing, len(fabric.edges))
+            if standing:
+                await ground.write(_Drop(tuple(standing)))
             return
         await self._decide(ground, fabric, moves, standing, seen, why, now)
 
@@ -158,18 +179,6 @@ class Paths:
                 "took_s": found.decision.took_s,
             },
         )
-
-    async def _planned_only(
-        self, ground: Ground, standing: Mapping[str, Route], edges: int
-    ) -> None:
-        if self._settings.enabled and edges > self._settings.max_edges:
-            log.warning(
-                "paths are not chosen: %d edges are more than paths.max_edges; all stays on the "
-                "planned trees",
-                edges,
-            )
-        if standing:
-            await ground.write(_Drop(tuple(standing)))
 
 
 @dataclass(frozen=True)
