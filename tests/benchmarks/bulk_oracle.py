@@ -148,6 +148,12 @@ def group_mod(group: Group) -> Any:
                     watch=bucket.watch_port, length=8, type_=NUMBERS.OFPGBPT_WATCH_PORT
                 )
             )
+        if bucket.watch_group is not None:
+            properties.append(
+                OFP.OFPGroupBucketPropWatch(
+                    watch=bucket.watch_group, length=8, type_=NUMBERS.OFPGBPT_WATCH_GROUP
+                )
+            )
         buckets.append(
             OFP.OFPBucket(bucket_id=number, actions=_actions(bucket.actions), properties=properties)
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,31 @@ def lives(lab, port):
     switch = port.rsplit("-", 1)[0]
     told = lab.ofctl("dump-ports-desc", switch, str(lab.port_number(port)))
     return "LIVE" in told
+
+
+def test_switches_that_were_too_busy_for_bfd_drop_nothing(world, guests):
+    """A daemon that does not run for a while takes all its links for dead, and is taken for dead
+    by those around it; what waited for it meanwhile goes on nevertheless."""
+    lab = world.lab
+    ports = [port for switch in (*lab.edges, *lab.cores) for port in lab.cable_ports(switch)]
+    daemon = int((Path(os.environ["OVS_RUNDIR"]) / "ovs-vswitchd.pid").read_text())
+
+    def flaps():
+        return [lab.vsctl("get", "Interface", port, "bfd_status:flap_count") for port in ports]
+
+    def too_busy():
+        os.kill(daemon, signal.SIGSTOP)
+        time.sleep(0.7)
+        os.kill(daemon, signal.SIGCONT)
+        return flaps() != before
+
+    before = flaps()
+    # Few enough packets that those of the pause fit into the buffers of the ports.
+    flows = [Flow(guests["a"], guests["b"], RATE / 2).start()]
+    flows.append(Flow(guests["c"], guests["a"], RATE / 2, port=7_705).start())
+    wait_until(too_busy, "a session of BFD has ended")
+    wait_dead(world, 0)
+    assert lossless(*flows)
 
 
 def test_a_spine_that_dies_and_comes_back(world, guests):

@@ -92,11 +92,16 @@ GROUPS = (
     Group(
         6,
         GroupType.FAST_FAILOVER,
-        (Bucket((Output(3),), watch_port=3), Bucket((Output(LOCAL),), watch_port=LOCAL)),
+        (
+            Bucket((Output(3),), watch_port=3),
+            Bucket((Output(LOCAL),), watch_port=LOCAL),
+            Bucket((Output(4),), watch_group=5),
+        ),
     ),
     Group(7, GroupType.ALL, ()),
     Group(8, GroupType.SELECT, (Bucket((ToMeter(1), Resubmit(5))),)),
     Group(9, GroupType.SELECT, (Bucket((Output(3),)),), (f.TCP_DST,)),
+    Group(10, GroupType.ALL, (Bucket(()),)),
 )
 
 METERS = (
@@ -511,7 +516,8 @@ def test_an_entry_of_the_same_meaning_is_ours_whoever_put_it_in(session: Session
 
 def test_groups_and_meters_of_others_are_alien(session: Session) -> None:
     ofctl("add-group", "group_id=1,type=select,selection_method=dp_hash,bucket=output:1")
-    ofctl("add-group", "group_id=2,type=ff,bucket=watch_group:1,output:1")
+    masked = "selection_method=hash,fields(ip_src=255.255.0.0)"
+    ofctl("add-group", f"group_id=2,type=select,{masked},bucket=output:1")
     ofctl("add-group", "group_id=3,type=all,bucket=push_vlan:0x8100,output:1")
     ofctl("add-meter", "meter=5,kbps,band=type=drop,rate=5,type=drop,rate=9")
     assert [type(group) for group in session.groups()] == [AlienGroup] * 3

@@ -211,6 +211,11 @@ def test_a_fast_failover_group_follows_the_ports(session: Session) -> None:
     wait_until(way(2), "the second bucket")
     _link("port2", "down")
     wait_until(way(), "no bucket at all")
+    add(session, Group(2, GroupType.ALL, (Bucket(()),)))
+    last = Bucket(up(3), watch_group=2)
+    longer = Group(1, GroupType.FAST_FAILOVER, (*buckets, last))
+    assert session.do(encode.group_mod(session.xid(), Change.MODIFY, longer)) == []
+    wait_until(way(3), "what watches a group that always lives")
     _link("port1", "up")
     wait_until(way(1), "the first bucket again")
     _link("port2", "up")

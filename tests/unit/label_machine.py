@@ -22,7 +22,14 @@ from controller.act.dataplane.openflow.records import (
     SetField,
     ToGroup,
 )
-from controller.act.dataplane.pipeline import MPLS, Class, Payload, TableId, path_group
+from controller.act.dataplane.pipeline import (
+    ALIVE_GROUP,
+    MPLS,
+    Class,
+    Payload,
+    TableId,
+    path_group,
+)
 from controller.act.dataplane.view import FabricView
 from controller.model.addresses import format_dpid
 from controller.model.nouns import Datapath, Host, Link, Record, Route
@@ -67,11 +74,13 @@ def port_of(cable: int) -> int:
 
 @dataclass
 class Machine:
-    """The switches of a view, and the cables between them, some of which are `dead`; a way
-    that ends with POPPED has arrived."""
+    """The switches of a view, and the cables between them, some of which are `dead`, and some
+    `doubted`: they carry packets, but both ends take them for dead. A way that ends with POPPED
+    has arrived."""
 
     view: FabricView
     dead: frozenset[int] = frozenset()
+    doubted: frozenset[int] = frozenset()
     flows: dict[str, list[Flow]] = field(default_factory=dict)
     groups: dict[str, dict[int, Group]] = field(default_factory=dict)
 
@@ -81,9 +90,18 @@ class Machine:
             self.flows[datapath] = list(rules.flows)
             self.groups[datapath] = {group.id: group for group in rules.groups}
 
-    def alive(self, port: int | None) -> bool:
-        """Whether a port is; None is that of a bucket that watches none."""
-        return port is None or port - 10 not in self.dead
+    def lives(self, switch: str, bucket: Bucket) -> bool:
+        """Whether a switch takes a bucket for alive."""
+        if bucket.watch_port is None and bucket.watch_group is None:
+            return True
+        if bucket.watch_group is not None:
+            # It stands there with a bucket that watches nothing.
+            assert bucket.watch_group == ALIVE_GROUP
+            return any(self.lives(switch, b) for b in self.groups[switch][ALIVE_GROUP].buckets)
+        return bucket.watch_port is None or not self._off(bucket.watch_port, self.doubted)
+
+    def _off(self, port: int, doubted: frozenset[int] = frozenset()) -> bool:
+        return port - 10 in self.dead | doubted
 
     def ways(
         self, ingress: str, egress: str, traffic_class: Class = Class.DEFAULT
@@ -94,7 +112,7 @@ class Machine:
         number = self.view.number(egress)
         group = self.groups[ingress][path_group(number, Payload.IPV4, traffic_class)]
         assert group.type is GroupType.SELECT
-        living = [b for b in group.buckets if self.alive(b.watch_port)]
+        living = [b for b in group.buckets if self.lives(ingress, b)]
         if not living:
             yield [ingress]
         known: dict[Bucket, list[str]] = {}
@@ -108,7 +126,7 @@ class Machine:
         seen = set()
         while (out := self._do(switch, actions, packet)) is not None:
             link = self.view.state.links[f"{switch}:{out}"]
-            if not self.alive(out):
+            if self._off(out):
                 break
             switch = link.to_datapath
             way.append(switch)
@@ -164,11 +182,8 @@ class Machine:
             elif isinstance(action, ToGroup):
                 group = self.groups[switch][action.group]
                 assert group.type is GroupType.FAST_FAILOVER
-                bucket = self._first(group)
+                bucket = next((b for b in group.buckets if self.lives(switch, b)), None)
                 return None if bucket is None else self._do(switch, bucket.actions, packet)
             else:
                 assert isinstance(action, PushMpls), action
         return None
-
-    def _first(self, group: Group) -> Bucket | None:
-        return next((b for b in group.buckets if self.alive(b.watch_port)), None)

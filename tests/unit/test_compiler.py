@@ -369,8 +369,14 @@ def test_what_a_link_takes_changes_no_rule() -> None:
     slower = link.model_copy(update={"latency_s": 0.5})
     applied = compiler.apply([Change(1, "link", link.key, slower)])
     assert (applied.changed, applied.paths) == ({}, False)
-    down = slower.model_copy(update={"up": False})
-    applied = compiler.apply([Change(2, "link", link.key, down)])
+    # There is another way, without which nothing would become of this either.
+    more = [
+        Link(datapath=DPIDS[a], port=10 + b, to_datapath=DPIDS[b], to_port=10 + a)
+        for a, b in ((0, 1), (1, 0))
+    ]
+    compiler.apply([Change(2, "link", known.key, known) for known in more])
+    direct = more[0].model_copy(update={"up": False})
+    applied = compiler.apply([Change(3, "link", direct.key, direct)])
     assert applied.changed
     assert applied.paths
 

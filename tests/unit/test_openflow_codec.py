@@ -321,9 +321,16 @@ def test_a_group_mod_is_that_of_os_ken(change: Change) -> None:
     assert encode.group_mod(9, change, mine) == osken_bytes(theirs, 9)
 
 
-def test_the_bucket_of_a_fast_failover_group_watches_its_port() -> None:
-    mine = Group(5, GroupType.FAST_FAILOVER, (Bucket((Output(1),), watch_port=1),))
-    watch = OSKEN.OFPGroupBucketPropWatch(watch=1, length=8, type_=NUMBERS.OFPGBPT_WATCH_PORT)
+@pytest.mark.parametrize(
+    ("watching", "kind"),
+    [
+        (Bucket((Output(1),), watch_port=7), NUMBERS.OFPGBPT_WATCH_PORT),
+        (Bucket((Output(1),), watch_group=7), NUMBERS.OFPGBPT_WATCH_GROUP),
+    ],
+)
+def test_the_bucket_of_a_fast_failover_group_watches(watching: Bucket, kind: int) -> None:
+    mine = Group(5, GroupType.FAST_FAILOVER, (watching,))
+    watch = OSKEN.OFPGroupBucketPropWatch(watch=7, length=8, type_=kind)
     theirs = OSKEN.OFPGroupMod(
         DATAPATH, 0, NUMBERS.OFPGT_FF, 5, buckets=[osken_bucket(0, 1, [watch])]
     )

@@ -123,6 +123,22 @@ def test_whatever_dies_nothing_goes_in_circles_and_the_controller_finds_what_is_
     check(machine, cables, graph(cables, machine.dead))
 
 
+@settings(max_examples=50)
+@given(cablings(), st.data())
+def test_what_carries_packets_is_used_whoever_takes_it_for_dead(
+    cables: list[Cable], data: st.DataObject
+) -> None:
+    """Switches that were too busy for BFD, however many, also when the controller was told."""
+    some = st.sets(st.integers(0, len(cables) - 1))
+    every = set(range(len(cables)))
+    told = data.draw(st.sampled_from([set(), every]) | some)
+    view = FabricView.of(fabric(cables, sorted(graph(cables)), told))
+    machine = Machine(view)
+    for doubted in (every, data.draw(some)):
+        machine.doubted = frozenset(doubted)
+        check(machine, cables, graph(cables))
+
+
 @settings(max_examples=25)
 @given(cablings(), st.data())
 def test_a_failure_changes_nothing_in_the_plan(cables: list[Cable], data: st.DataObject) -> None:
@@ -134,6 +150,16 @@ def test_a_failure_changes_nothing_in_the_plan(cables: list[Cable], data: st.Dat
         for edge, trees in towards.items():
             before = dict(whole.trees(edge, ingress))
             assert all(t in REPAIRS or before[t] == hop for t, hop in trees)
+
+
+def test_where_no_way_is_left_the_planned_trees_stay() -> None:
+    cables, edges = cabled(leaf_spine(3, 2))
+    cut = [i for i, cable in enumerate(cables) if edges[0] in cable]
+    whole, hurt = (FabricView.of(fabric(cables, edges, d)).routes for d in ((), cut))
+    lost, one, other = (format_dpid(e) for e in edges)
+    assert hurt.trees(lost, one) == whole.trees(lost, one) != ()
+    assert hurt.trees(one, lost) == whole.trees(one, lost) != ()
+    assert hurt.trees(other, one) == whole.trees(other, one)
 
 
 def cabled(made: Fabric) -> tuple[list[Cable], list[int]]:

@@ -13,13 +13,14 @@ fails or comes back changes nothing in the core:
   however many links fail.
 
 `choose` says what each ingress uses of it now: the planned trees that are whole from there on.
-Where none is, but a way exists, a *repair* tree is laid over the links that work. What was
-decided from the traffic stands beside all this (`weighted.py`).
+Where none is, but a way exists, a *repair* tree is laid over the links that work. Where no way
+is left, the planned trees stay: packets have nothing to lose, and links that only seem to be dead
+may carry them. What was decided from the traffic stands beside all this (`weighted.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from controller.act.dataplane.detours import independent_trees
@@ -55,7 +56,7 @@ class Routes:
     _slots: dict[str, dict[Hop, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def trees(self, edge: str, switch: str) -> tuple[tuple[int, Hop], ...]:
-        """What `switch` uses towards `edge`; empty where there is no way."""
+        """What `switch` uses towards `edge`; empty where no link leads there."""
         return self.used.get(switch, {}).get(edge, ())
 
     def carried(self, switch: str) -> dict[tuple[str, int], Hop]:
@@ -123,12 +124,13 @@ def choose(made: Plan, down: Collection[Place] = (), weighted: Weighted = NOTHIN
     routes = Routes(made, weighted=weighted)
     for edge in made.edges:
         left = []
-        whole = {t: _whole(tree, edge, down) for t, tree in _planned_of(made, edge).items()}
+        planned = _planned_of(made, edge)
+        whole = {t: _whole(tree, edge, down) for t, tree in planned.items()}
         for ingress in made.edges:
             used = tuple(
-                (number, made.trees[edge][number][ingress].hop)
-                for number, switches in whole.items()
-                if ingress in switches
+                (number, hop)
+                for number, hop in _begun(planned, ingress)
+                if ingress in whole[number]
             )
             if used:
                 routes.used.setdefault(ingress, {})[edge] = used
@@ -136,6 +138,10 @@ def choose(made: Plan, down: Collection[Place] = (), weighted: Weighted = NOTHIN
                 left.append(ingress)
         if left:
             _repair(routes, edge, left, down)
+        for ingress in left:
+            begun = tuple(_begun(planned, ingress))
+            if begun and not routes.trees(edge, ingress):
+                routes.used.setdefault(ingress, {})[edge] = begun
     return routes
 
 
@@ -229,6 +235,11 @@ def _hops(made: Plan, switch: str) -> set[Hop]:
 
 def _planned_of(made: Plan, edge: str) -> dict[int, Tree]:
     return {number: tree for number, tree in made.trees[edge].items() if number in PLANNED}
+
+
+def _begun(trees: Mapping[int, Tree], ingress: str) -> Iterator[tuple[int, Hop]]:
+    """The trees that `ingress` is on, and how they begin there."""
+    return ((number, tree[ingress].hop) for number, tree in trees.items() if ingress in tree)
 
 
 def _whole(tree: Tree, edge: str, down: frozenset[Place]) -> set[str]:

@@ -427,6 +427,7 @@ class GroupKind(IntEnum):
     FLOOD = 2
     LOCAL_FLOOD = 3
     FAILOVER = 4
+    ALIVE = 5
 
     @staticmethod
     def of(group: int) -> GroupKind | None:
@@ -466,6 +467,9 @@ def failover_group(slot: int) -> int:
 
 #: Slots of such groups.
 FAILOVER_SLOTS = 1 << 28
+#: Group that nothing is sent to, and that always lives: a bucket that watches it is what is left
+#: where nothing else lives.
+ALIVE_GROUP = GroupKind.ALIVE << 28
 
 
 class MeterId(IntEnum):

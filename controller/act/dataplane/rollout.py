@@ -31,6 +31,8 @@ class Step(IntEnum):
 
 #: In these groups packets are given labels.
 _GIVING = {GroupKind.PATH, GroupKind.FLOOD}
+#: These are what labels lead to.
+_CHOOSING = {GroupKind.FAILOVER, GroupKind.ALIVE}
 
 
 def step_of(key: Key, wanted: Entry | None, found: object | None) -> Step:
@@ -45,7 +47,7 @@ def step_of(key: Key, wanted: Entry | None, found: object | None) -> Step:
         kind = GroupKind.of(key.group)
         if kind in _GIVING:
             return Step.FREE if wanted is None or found is None else Step.USE
-        if kind is not GroupKind.FAILOVER:
+        if kind not in _CHOOSING:
             return Step.FREE
     else:
         return Step.FREE

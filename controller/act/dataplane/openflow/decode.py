@@ -35,6 +35,7 @@ from controller.act.dataplane.openflow.wire import (
     BAND,
     BAND_DROP,
     BUCKET,
+    BUCKET_WATCH_GROUP,
     BUCKET_WATCH_PORT,
     BUCKET_WEIGHT,
     BUNDLE,
@@ -187,9 +188,9 @@ def _buckets(data: bytes, at: int, stop: int, kind: GroupType, place: str) -> tu
         if end > stop or start + size > end:
             raise Malformed(here, f"claims {length} bytes, {size} of actions, {stop - at} left")
         actions = get_actions(data, start, start + size, here)
-        weight, port = _bucket_properties(data, start + size, end, here)
+        weight, port, group = _bucket_properties(data, start + size, end, here)
         # Only select groups weigh: elsewhere the switch may report any weight.
-        buckets.append(Bucket(actions, weight if kind is GroupType.SELECT else 1, port))
+        buckets.append(Bucket(actions, weight if kind is GroupType.SELECT else 1, port, group))
         at = end
     return tuple(buckets)
 
@@ -207,16 +208,21 @@ def _properties(data: bytes, at: int, end: int, place: str) -> Iterator[tuple[in
         at = following
 
 
-def _bucket_properties(data: bytes, at: int, end: int, place: str) -> tuple[int, int | None]:
-    weight, port = 1, None
+def _bucket_properties(
+    data: bytes, at: int, end: int, place: str
+) -> tuple[int, int | None, int | None]:
+    """Weight, port and group that are watched."""
+    weight, port, group = 1, None, None
     for kind, start, length in _properties(data, at, end, place):
         if kind == BUCKET_WEIGHT and length in (6, 8):
             weight = data[start + 4] << 8 | data[start + 5]
         elif kind == BUCKET_WATCH_PORT and length == 8:
             port = _WORD.unpack_from(data, start + 4)[0]
+        elif kind == BUCKET_WATCH_GROUP and length == 8:
+            group = _WORD.unpack_from(data, start + 4)[0]
         else:
             raise Unknown(f"bucket property {kind} of {length} bytes")
-    return weight, port
+    return weight, port, group
 
 
 def _hash_fields(data: bytes, at: int, end: int, place: str) -> tuple[Field, ...]:

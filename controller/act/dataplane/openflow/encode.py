@@ -35,6 +35,7 @@ from controller.act.dataplane.openflow.wire import (
     BAND_DROP,
     BARRIER_REQUEST,
     BUCKET,
+    BUCKET_WATCH_GROUP,
     BUCKET_WATCH_PORT,
     BUCKET_WEIGHT,
     BUNDLE,
@@ -187,6 +188,8 @@ def _bucket(number: int, bucket: Bucket, kind: GroupType) -> bytes:
         properties = _WEIGHT.pack(BUCKET_WEIGHT, 8, bucket.weight)
     if bucket.watch_port is not None:
         properties += _WATCH.pack(BUCKET_WATCH_PORT, 8, bucket.watch_port)
+    if bucket.watch_group is not None:
+        properties += _WATCH.pack(BUCKET_WATCH_GROUP, 8, bucket.watch_group)
     length = fitting(BUCKET.size + len(actions) + len(properties), "bucket", number)
     return BUCKET.pack(length, len(actions), number) + actions + properties
 

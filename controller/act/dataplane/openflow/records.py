@@ -244,11 +244,13 @@ class GroupType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One choice of a group. `watch_port` is looked at by fast failover only."""
+    """One choice of a group. It lives while its `watch_port`, or a bucket of its `watch_group`,
+    does; one that watches neither always lives, but fast failover asks for one of them."""
 
     actions: tuple[Act, ...]
     weight: int = 1
     watch_port: int | None = None
+    watch_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

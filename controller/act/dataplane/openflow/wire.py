@@ -61,6 +61,7 @@ INSTRUCTION_APPLY = 4
 
 BUCKET_WEIGHT = 0
 BUCKET_WATCH_PORT = 1
+BUCKET_WATCH_GROUP = 2
 EXPERIMENTER_PROPERTY = 0xFFFF
 #: Selection method of a group (Open vSwitch, openflow/netronome-ext.h).
 NTR_VENDOR = 0x154D

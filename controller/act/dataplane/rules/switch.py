@@ -22,6 +22,7 @@ from controller.act.dataplane.openflow.records import (
     ToGroup,
 )
 from controller.act.dataplane.pipeline import (
+    ALIVE_GROUP,
     ARP,
     BEGUN_MARK,
     CLASS,
@@ -190,7 +191,10 @@ def paths(view: FabricView, datapath: str) -> Entries:
             do=(Move(f.MPLS_LABEL, LABEL, LABEL_BITS),),
             goto=TableId.LABEL,
         )
-    for hop, slot in view.routes.slots(datapath).items():
+    slots = view.routes.slots(datapath)
+    if slots:
+        yield Group(ALIVE_GROUP, GroupType.ALL, (Bucket(()),))
+    for hop, slot in slots.items():
         yield _failover(hop, slot)
     for (edge, tree), hop in view.routes.carried(datapath).items():
         label = edge_label(view.number(edge), tree, 0)
@@ -215,7 +219,9 @@ def _label(
 
 def _failover(hop: Hop, slot: int) -> Group:
     """What needs no controller: the port that lives is taken, and the packet put on a detour
-    where none of its own does."""
+    where none of its own does. Where nothing lives it goes out nevertheless: a switch that was
+    busy for longer than BFD waits takes all its links for dead at once, and so do those around
+    it, while each of them carries packets. On the tree that it is on it cannot go in circles."""
     buckets = [Bucket((Output(port),), watch_port=port) for port in hop.ports]
     if hop.detour is not None:
         turn: tuple[Act, ...] = (
@@ -225,6 +231,7 @@ def _failover(hop: Hop, slot: int) -> Group:
             SetField(f.INGRESS, 0),
         )
         buckets += [Bucket((*turn, Output(port)), watch_port=port) for port in hop.around]
+    buckets.append(Bucket((Output(hop.ports[0]),), watch_group=ALIVE_GROUP))
     return Group(failover_group(slot), GroupType.FAST_FAILOVER, tuple(buckets))
 
 
@@ -246,9 +253,9 @@ def push(edge: int, tree: int, payload: Payload) -> tuple[Act, ...]:
 
 
 def _towards(view: FabricView, w: Writer, datapath: str, edge: str) -> Entries:
-    """The ways to one edge: those chosen for the traffic, else the planned trees. Where they
-    begin at several neighbours, those that live share the packets; a single one is gone around
-    by the switch's own fast failover. What is in no class of its own goes with the bulk.
+    """The ways to one edge: those chosen for the traffic, else the planned trees. Until it is told
+    of fewer of them, the switch goes around a port that is dead by its own fast failover, which
+    also knows what to do where none lives. What is in no class of its own goes with the bulk.
 
     The group stays, and hashes the same fields, however many trees are left, none of them even:
     Open vSwitch before 3.1.2 confuses cached flows that overlap (dpif_netdev_flow_put), and
@@ -273,7 +280,6 @@ def _spread(
 ) -> Entries:
     """A group that spreads packets of a class over trees to datapath `number`, and what leads
     there. A tree that is given twice takes twice as much."""
-    several = len({frozenset(hop.ports) for _, hop in trees}) > 1
     priority = 20 if traffic_class else 10
     tests = ((CLASS, traffic_class),) if traffic_class else ()
     for payload, ethertype, hashed in (
@@ -281,10 +287,7 @@ def _spread(
         (Payload.IPV6, IPV6, HASHED6),
     ):
         made = {
-            (tree, hop): Bucket(
-                (*push(number, tree, payload), *send(view, datapath, hop)),
-                watch_port=hop.ports[0] if several else None,
-            )
+            (tree, hop): Bucket((*push(number, tree, payload), *send(view, datapath, hop)))
             for tree, hop in set(trees)
         }
         group = path_group(number, payload, traffic_class)
