@@ -59,6 +59,11 @@ def test_where_nothing_is_let_by() -> None:
     assert let_by(known, "r3") == []
     assert let_by(view(service_record("r1", "tcp", 22, tapped=True)), "r1") == []
     assert let_by(view(service_record("r1", "tcp", 22), tapping=False), "r1") == []
+    compiler = Compiler(base_state())
+    compiler.apply([Change(1, "tenant", "red", None)])
+    service = service_record("r1", "tcp", 22)
+    compiler.apply([Change(2, "service", service.key, service)])  # of nobody's VM
+    assert let_by(compiler.view, "r1") == []
 
 
 def test_each_nic_has_rules_of_its_own() -> None:

@@ -90,11 +90,11 @@ def _copied(port: int | None, count: int) -> tuple[Act, ...]:
 
 def services(view: FabricView, key: str, datapath: str) -> Entries:
     """What the VM `key`, where it is plugged in at `datapath`, is known to offer, and is let by."""
-    known = sorted(view.vm_services.get(key, ()))
-    if not known or not view.tapping:
+    known, here = sorted(view.vm_services.get(key, ())), view.places_at(datapath, key)
+    if not known or not view.tapping or not here or view.tenant(here[0].tenant) is None:
         return
     w, table = Writer.of(Owner.TAP, key), TableId.TAP_IN
-    for mac in sorted({mac_to_int(p.nic.mac) for p in view.places_at(datapath, key)}):
+    for mac in sorted({mac_to_int(p.nic.mac) for p in here}):
         to = (f.ETH_DST, mac)
         for name in known:
             service = view.state.services[name]
