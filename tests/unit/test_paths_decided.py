@@ -163,11 +163,22 @@ def test_a_background_is_routed_around() -> None:
     assert found.bound <= 0.5 * (1 + 1e-6)
 
 
+def test_a_regular_fabric_of_many_links_is_decided_by_decomposition_too() -> None:
+    """Few edges, but the hedge has a column for each two links: that takes minutes at k = 6."""
+    network, edges = tree(6)
+    matrix = np.ones((len(edges), len(edges)))
+    np.fill_diagonal(matrix, 0.0)
+    plan = decide(network, edges, {TrafficClass("bulk"): matrix[None]})
+    assert len(edges) <= Options().many
+    assert any("216 links are too many" in note for note in plan.notes)
+    assert plan.worst <= plan.even_worst * 1.001
+
+
 def test_a_large_fabric_is_decided_by_decomposition() -> None:
     network, edges = tree(4)
     past = {BULK: days(len(edges), 12, 6, 1) * 1e9, QUICK: days(len(edges), 12, 6, 2) * 1e8}
     plan = decide(network, edges, past, options=Options(many=4, sampling=FEW.sampling))
-    assert any("8 edges are more than 4" in note for note in plan.notes)
+    assert any("too many to weigh all scenarios" in note for note in plan.notes)
     for kind in ("bulk", "interactive"):
         ways = plan.route(edges[0], edges[-1], kind).ways
         assert sum(way.buckets for way in ways) == plan.options.buckets

@@ -55,8 +55,11 @@ class Options:
     gain: float = 0.005
     #: Pairs that together are below this share of the traffic are split evenly.
     small: float = 5e-5
-    #: Fabrics with more edges are decided for one matrix, by decomposition, without a hedge.
-    many: int = 40
+    #: Fabrics with more edges, or more links, are decided for one matrix, by decomposition, without
+    #: a hedge: that has a column for each two links, and a program with more takes minutes (a
+    #: fat-tree of k = 6 has 216 links, a network of 23 nodes that takes 4 s has 74).
+    many: int = 25
+    many_links: int = 80
     sampling: Sampling = field(default_factory=Sampling)
     #: Of the draws of scenarios.
     seed: int = 0

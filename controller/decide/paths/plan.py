@@ -3,7 +3,7 @@
 Classes for which latency counts come first: theirs are the ways of least latency that keep the
 links that they share below a ceiling. The others then keep the worst link as low as they can on
 what is left, over all scenarios of what may come, inside the hedge. A fabric with very many
-pairs is decided for one high matrix instead, by decomposition.
+pairs or links is decided for one high matrix instead, by decomposition.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def decide(
         raise PathsError("the network has no link that is up: mend one, or add links")
     notes: list[str] = []
     coming = _coming(past, edges, options, forecasts or {}, notes)
-    if len(edges) > options.many:
+    if len(edges) > options.many or len(network.links) > options.many_links:
         return _decide_large(network, edges, coming, options, trigger, notes)
     before = last.ground if last else None
     base = ground(network, edges, last=before, trees=options.trees)
@@ -240,7 +240,8 @@ def _decide_large(
     optima = np.full(len(none), found.bound)
     plans = [plan_for(base, demand, found, options) for demand in _demands(base, coming, optima)]
     notes.append(
-        f"{len(edges)} edges are more than {options.many}: one high matrix was spread, to within "
+        f"{len(edges)} edges with {len(network.links)} links are too many to weigh all scenarios "
+        f"at once ({options.many}, {options.many_links}): one high matrix was spread, to within "
         f"{found.over_bound - 1:.2%} of the best possible; no hedge bounds other traffic"
     )
     return _plan(base, plans, options, trigger, [*notes, *_cut(base, coming)], None)
