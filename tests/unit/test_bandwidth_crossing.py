@@ -210,3 +210,25 @@ def test_what_others_send_over_a_link_breaks_no_promise() -> None:
     asked = ask(state, policy, demand, 0.0, told)
     (link,) = asked.left(asked.claims)
     assert link.capacity_bps == 90e6
+
+
+def test_a_forecast_that_cannot_be_is_named_and_the_last_rates_stand() -> None:
+    state = with_vms(square(mbps=20), a=1, b=1)
+    state.bandwidths = dict(decided(state, sends(e4=1e6), a=100, b=100).bandwidths)
+    found = decided(state, sends(e4=1e6), a=math.nan, b=100)
+    assert found.conflicts == ("claim a out: demand is nan bit/s: give a number from 0",)
+    assert found.bandwidths == state.bandwidths
+
+
+@pytest.mark.parametrize("wanted", [1e300, math.inf, 1e12])
+def test_an_absurd_forecast_is_taken_for_all_that_there_is(wanted: float) -> None:
+    state = with_vms(square(mbps=20), a=1, b=1)
+    found = decided(state, sends(e4=1e6), a=wanted, b=5).bandwidths
+    assert (found["a"].out_kbit, found["b"].out_kbit) == (35_000, 5_000)
+
+
+def test_who_has_not_sent_anything_yet_may_begin() -> None:
+    """Nothing foreseen, nothing measured, all history zero: what there is, in equal parts."""
+    state = with_vms(square(mbps=20), a=1, b=1)
+    found = decided(state, []).bandwidths
+    assert (found["a"].out_kbit, found["b"].out_kbit) == (20_000, 20_000)

@@ -239,6 +239,7 @@ def _sums(shares: Mapping[str, Shares], sent: Mapping[str, float]) -> dict[str, 
     total: dict[str, float] = {}
     for edge, some in shares.items():
         bps = sent.get(edge, 0.0)
-        for name, share in some if bps > 0 else ():
+        # What cannot be is refused elsewhere, by the name of the VM.
+        for name, share in some if 0 < bps < np.inf else ():
             total[name] = total.get(name, 0.0) + share * bps
     return total
