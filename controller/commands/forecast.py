@@ -149,7 +149,15 @@ def _record(reply: ForecastReply, told: ForecastSteps) -> Forecast:
 def _tell(
     forecaster: Forecaster, vm: str, past: Panel, wanted: Mapping[Target, int], view: _View
 ) -> None:
-    """Forecast the first series of `past`, and show it."""
+    """Forecast the first series of `past`, and show it. Raises Failure where nothing is known of
+    any."""
+    import numpy as np
+
+    if not np.isfinite(past.values).any():
+        raise Failure(
+            f"there is no sample of {past.metric} of {vm}, nor of any VM like it",
+            f"See that samples come in: `pleach history {vm} {past.metric}`.",
+        )
     forecaster.rehearse(past.rows([0]), tuple(wanted))
     told = [f for f in forecaster.round(past, dict(wanted)).forecasts if f.vm == vm]
     _show(told, past, view, {})

@@ -21,6 +21,11 @@ from controller.model.nouns import Reservation, Tunnel
 
 tunnel = typer.Typer(no_args_is_help=True, help="Links to other sites, and what is reserved there.")
 
+_NOTHING_YET = (
+    "nothing was decided yet: paths are first chosen when two edges or more are there and traffic "
+    "between them was measured (paths.measure_s); see `pleach loops` for trouble"
+)
+
 _End = Annotated[str | None, typer.Argument(help="A datapath, host or VM.")]
 _Id = Annotated[str, typer.Argument(help="Its id.")]
 _Mbps = Annotated[float, typer.Argument(min=0.001, help="Mbit/s in each direction.")]
@@ -43,8 +48,8 @@ def paths(
             if as_json:
                 show_json(decisions)
                 return
-            if decisions.unchosen:
-                typer.echo(decisions.unchosen, err=True)
+            if decisions.unchosen or not decisions.items:
+                typer.echo(decisions.unchosen or _NOTHING_YET, err=True)
             show_table(
                 ("ID", "WHEN", "BECAUSE OF", "WORST LINK", "EVENLY", "BEST", "ROUTES CHANGED"),
                 (

@@ -4,8 +4,8 @@ when."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Annotated
 
@@ -25,7 +25,7 @@ from controller.api import (
 )
 from controller.loops.paths.loop import unchosen
 from controller.model.addresses import format_dpid, parse_dpid
-from controller.model.nouns import RouteClass, route_key
+from controller.model.nouns import Link, RouteClass, route_key
 from controller.model.state import State
 from controller.northbound.brain import Brain, reply
 from controller.northbound.documents import replies
@@ -159,14 +159,18 @@ def _route(
     shares: dict[int, int] = {}
     for tree, _ in trees:
         shares[tree] = shares.get(tree, 0) + 1
+    ways = {tree: _follow(view, ingress, egress, tree) for tree in sorted(shares)}
     now, earlier = (said[0][1], said[1:]) if said else (None, [])
     return PathRoute(
         traffic_class=kind,
         chosen=chosen,
-        ways=tuple(_ways(view, ingress, egress, shares)),
+        ways=tuple(_ways(ways, shares)),
         expected=now.expected if now else None,
         high=now.high if now else None,
-        reasons=tuple(_reasons(view, ingress, egress, kind, chosen, now, not_chosen)),
+        reasons=(
+            *_cut(ways.values()),
+            *_reasons(view, ingress, egress, kind, chosen, now, not_chosen),
+        ),
         earlier=tuple(
             PathOpinion(
                 decision=decision.id,
@@ -203,32 +207,56 @@ def _reasons(
         yield from now.reasons
 
 
-def _ways(view: FabricView, ingress: str, egress: str, shares: dict[int, int]) -> Iterable[PathWay]:
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """The switches that packets on a tree come by, what each link takes in seconds, and those
+    that do not work."""
+
+    nodes: tuple[str, ...]
+    latencies: tuple[float | None, ...]
+    down: tuple[str, ...]
+
+
+def _cut(ways: Collection[_Followed]) -> Iterable[str]:
+    """That no way works, where none does: packets stay on them, and wait for a link."""
+    if all(way.down for way in ways):
+        links = sorted({link for way in ways for link in way.down})
+        known = f": mend one of {', '.join(links)}" if links else ": none leads there"
+        yield f"no way between them works now{known}"
+
+
+def _ways(ways: Mapping[int, _Followed], shares: Mapping[int, int]) -> Iterable[PathWay]:
     total = sum(shares.values())
-    for tree, count in sorted(shares.items()):
-        nodes, latencies = _follow(view, ingress, egress, tree)
-        known = [latency for latency in latencies if latency is not None]
-        latency = sum(known) if known and len(known) == len(latencies) else None
+    for tree, way in ways.items():
+        known = [latency for latency in way.latencies if latency is not None]
+        latency = sum(known) if known and len(known) == len(way.latencies) else None
+        count = shares[tree]
         yield PathWay(
-            nodes=tuple(nodes), tree=tree, buckets=count, share=count / total, latency_s=latency
+            nodes=way.nodes, tree=tree, buckets=count, share=count / total, latency_s=latency
         )
 
 
-def _follow(
-    view: FabricView, ingress: str, egress: str, tree: int
-) -> tuple[list[str], list[float | None]]:
-    """The switches that a packet on a tree comes by, and what each link takes."""
+def _follow(view: FabricView, ingress: str, egress: str, tree: int) -> _Followed:
     kind = (RouteClass.BULK, RouteClass.INTERACTIVE)
     begun = [b for k in kind for b in view.routes.weighted.buckets(ingress, egress, k)]
     first = dict([*view.routes.trees(egress, ingress), *begun])
-    nodes, latencies = [ingress], []
+    nodes: list[str] = [ingress]
+    latencies: list[float | None] = []
+    down = []
     while nodes[-1] != egress and len(nodes) < _LONGEST:
         here = nodes[-1]
         hop = first[tree] if here == ingress else view.routes.carried(here)[egress, tree]
-        link = view.state.links[f"{here}:{hop.ports[0]}"]
-        nodes.append(link.to_datapath)
-        latencies.append(link.latency_s)
-    return nodes, latencies
+        links = [view.state.links[f"{here}:{port}"] for port in hop.ports]
+        if not any(_works(view.state, link) for link in links):
+            down.append(f"{here}->{links[0].to_datapath}")
+        nodes.append(links[0].to_datapath)
+        latencies.append(links[0].latency_s)
+    return _Followed(tuple(nodes), tuple(latencies), tuple(down))
+
+
+def _works(state: State, link: Link) -> bool:
+    back = state.links.get(f"{link.to_datapath}:{link.to_port}")
+    return link.up and back is not None and back.up
 
 
 def _told(decision: Decision) -> PathDecision:

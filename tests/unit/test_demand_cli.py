@@ -98,3 +98,9 @@ def test_what_cannot_be_told_is_refused_with_what_can(pleach, tmp_path):
     assert "cannot be read" in str(pleach("vm0", "--calendar", str(missing)).exception)
     wrong = pleach("vm0", "--of", "day-peak", "--plot", str(tmp_path / "x.gif"))
     assert ".png or .svg" in wrong.exception.mend
+
+
+def test_where_no_vm_has_any_sample_nothing_is_made_up(pleach):
+    told = pleach("vm0", "disk_read").exception
+    assert str(told) == "there is no sample of disk_read of vm0, nor of any VM like it"
+    assert "pleach history vm0 disk_read" in told.mend

@@ -162,6 +162,15 @@ def test_a_vm_without_a_past_is_forecast_like_others_of_its_role(trained):
     assert told.level(0.5).max() > 1.5 * told.level(0.5).min()
 
 
+def test_where_too_little_is_known_of_anybody_it_is_said(tmp_path):
+    """No zero of nowhere passes for a forecast that stands on something."""
+    empty = Forecaster(ModelStore(tmp_path / "models"), Ledger(tmp_path / "ledger.db"))
+    values = np.full((2, DAYS * DAY_BINS), np.nan)
+    values[1, -10:] = 0.5
+    for told in empty.round(panel_of(values), HOURS).forecasts:
+        assert any("so this says nothing" in note for note in told.reason.notes)
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -207,3 +207,16 @@ def test_who_has_too_many_edges_is_told_that_shortest_paths_are_hashed(tmp_path:
         told = client.paths(ONE, THREE)
         assert {route.reasons for route in told.routes} == {(why,)}
         assert [way.nodes for way in told.routes[0].ways] == [(ONE, TWO, THREE)]
+
+
+def test_a_pair_that_is_cut_apart_is_told_so(tmp_path: Path) -> None:
+    with running(tmp_path / "state", environ={"PLEACH_PATHS__LOOK_S": "60"}) as found:
+        store = found.server.brain.store
+        for down, words in (((), None), ((1,), None), ((0, 1), "no way between them works now")):
+            with store.transaction() as tx:
+                for record in fabric([(1, 2), (1, 2), (2, 3)], [1, 3], down=down).records():
+                    tx.put(record)
+            with found.client() as client:
+                reasons = client.paths(ONE, THREE).routes[0].reasons
+            assert reasons[0].startswith(words or "no paths were chosen for it")
+            assert words is None or reasons[0].endswith(f"mend one of {ONE}->{TWO}")

@@ -251,7 +251,7 @@ def _told(
     scores: Scores,
     calendars: Sequence[Calendar],
     known: Known,
-    kinds: Mapping[int, str],
+    kinds: Mapping[int, str | None],
 ) -> list[Forecast]:
     """A record for each series, with its reasons."""
     out = []
@@ -277,8 +277,11 @@ def _told(
     return out
 
 
-def _hardly_known(bins: int, kind: str) -> str:
-    others = f"others like it ({kind}) are told" if kind else "all other VMs are told"
+def _hardly_known(bins: int, kind: str | None) -> str:
+    if kind is None:
+        others = "too little is known of others, too, so this says nothing"
+    else:
+        others = f"others like it ({kind}) are told" if kind else "all other VMs are told"
     if bins == 0:
         return f"nothing is known of this VM: {others}"
     return f"known for {bins * STEP // 60} min only: {others}"

@@ -38,13 +38,14 @@ class Peers:
         nothing = np.full((24, len(QUANTILES)), np.nan)
         begins = past.end + target.seconds * np.arange(steps)
         hours = begins // 3_600 % 24
-        rows = [profiles.get(self.kind(vm, target), nothing)[hours] for vm in past.names]
+        kinds = (self.kind(vm, target) for vm in past.names)
+        rows = [(nothing if kind is None else profiles[kind])[hours] for kind in kinds]
         return np.stack(rows) if rows else np.empty((0, steps, len(QUANTILES)))
 
-    def kind(self, vm: str, target: Target) -> str:
-        """The kind that a VM is told from; "" stands for all VMs."""
+    def kind(self, vm: str, target: Target) -> str | None:
+        """The kind that a VM is told from: "" stands for all VMs, None where none has a past."""
         profiles = self.profiles.get(target, {})
-        return next((kind for kind in self.kin.get(vm, ()) if kind in profiles), _ALL)
+        return next((k for k in (*self.kin.get(vm, ()), _ALL) if k in profiles), None)
 
 
 def learn(panel: Panel, kin: Kin) -> Peers:
