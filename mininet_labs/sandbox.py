@@ -228,7 +228,9 @@ def _start_openvswitch() -> None:
     # Before everybody else, as Debian's own start script does it: a switch that waits for the
     # processor loses packets that no controller made it lose.
     switch = ("nice", "--adjustment=-10", "ovs-vswitchd", f"unix:{socket}", "--disable-system")
-    _call(*switch, *_daemon_options("ovs-vswitchd"))
+    # No tunnel of a lab looks for a route. Otherwise each change of a link has the daemon read all
+    # links and addresses anew, before it turns to what the change means for packets.
+    _call(*switch, "--disable-system-route", *_daemon_options("ovs-vswitchd"))
     _call("ovs-vsctl", f"--timeout={_DAEMON_TIMEOUT_S}", "show")
 
 
@@ -237,6 +239,7 @@ def _daemon_options(name: str) -> list[str]:
         "--no-chdir",
         "--detach",
         "-vconsole:emer",
+        "-vsyslog:off",
         f"--pidfile={_OVS_RUN / name}.pid",
         f"--log-file={_OVS_RUN / name}.log",
     ]
