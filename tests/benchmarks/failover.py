@@ -134,6 +134,9 @@ def cut(running: Bench, way: str, cable: tuple[str, str], one: int, other: int) 
         f"{way} {'-'.join(cable)}: lost {[x.lost for x in broken]}, rerouted in "
         f"{reroute_s:.2f} s, mended: lost {[x.lost for x in mended]}"
     )
+    for x in mended:
+        if x.lost:  # when, and whether at once, says most of why
+            say(f"of {x.sent}, first {x.first_lost}, longest gap {x.longest_gap_ms:.0f} ms")
     return Round(way, broken, reroute_s, mended)
 
 
