@@ -70,8 +70,10 @@ FAMILIES = {
 }
 SCALE_VMS = 5_000
 #: Bins between two forecasts by all models, and VMs that they are compared on.
-SAMPLE_EVERY = 8 * 12 + 1
-SAMPLE_VMS = 24
+SAMPLE_EVERY = 17 * 12 + 1
+SAMPLE_VMS = 12
+#: Rows that trees are timed on.
+TIMED_ROWS = 100_000
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Told:
 def run(options: Options) -> Json:
     """Learn and forecast each family of metrics; then all models on some VMs, and 5,000 VMs."""
     data = made_up(options.quick) if options.data is None else load(options.data, options.quick)
-    training = Training(rows=20_000, iterations=30) if options.quick else Training()
+    training = Training(rows=4_000, iterations=15) if options.quick else Training()
     out: Json = {
         "data": "made up" if options.data is None else str(options.data),
         "vms": len(data[Metric.CPU]),
@@ -209,31 +211,52 @@ def at_scale(tried: Forecaster, panel: Panel, vms: int) -> Json:
     wall, cpu = time.perf_counter(), time.process_time()
     made = tried.round(many)
     assert len(made.forecasts) == vms * len(Target)
-    return {
+    out: Json = {
         f"predict_{vms}_vms_s": round(time.perf_counter() - wall, 2),
         f"predict_{vms}_vms_cpu_s": round(time.process_time() - cpu, 2),
+        **tree_cost(tried, panel.metric.family),
+    }
+    say(out)
+    return out
+
+
+def tree_cost(tried: Forecaster, family: str) -> Json:
+    """Trees that are asked for a step of each target, and the processor's time for one of them
+    and one row: what more trees would cost."""
+    kept = tried.store.newest(family)
+    assert kept is not None
+    trees = kept.model.trees
+    hours = trees[Target.HOURS]
+    shape = (len(kept.model.columns[Target.HOURS]), TIMED_ROWS)
+    rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    cpu = time.process_time()
+    hours(rows)
+    spent = time.process_time() - cpu
+    return {
+        "trees": {str(target): len(found.roots) for target, found in trees.items()},
+        "ns_per_tree_row": round(spent / TIMED_ROWS / len(hours.roots) * 1e9, 2),
     }
 
 
 def compared(tried: Forecaster, panel: Panel, options: Options) -> list[Json]:
     """A row a model, on some VMs and for the means of hours: each alone, and what the choice
     among all of them made of it."""
-    rows = np.linspace(0, len(panel) - 1, 6 if options.quick else SAMPLE_VMS).astype(int)
+    rows = np.linspace(0, len(panel) - 1, 3 if options.quick else SAMPLE_VMS).astype(int)
     sample = panel.rows(np.unique(rows))
     others: list[Model] = list(statistics.available())
     fit = {model.name: 0.0 for model in others}
     before = panel.until(panel.bins - TEST - HELD_OUT * DAY_BINS)
     if neural.available():
         began = time.process_time()
-        samples = 2_000 if options.quick else 12_000
-        schooling = neural.Schooling(epochs=3 if options.quick else 12, samples=samples)
+        samples = 500 if options.quick else 6_000
+        schooling = neural.Schooling(epochs=2 if options.quick else 8, samples=samples)
         others.append(neural.train([before], (Target.HOURS,), schooling))
         fit[neural.NAME] = time.process_time() - began
     clocks = [Clocked(model) for model in others]
     names = ["", "boosted", NAIVE, *(clock.name for clock in clocks)]
     out = {(Target.HOURS, name): Told() for name in names}
     begin, test = panel.bins - TEST - HELD_OUT * DAY_BINS, panel.bins - TEST
-    every = SAMPLE_EVERY * (6 if options.quick else 1)
+    every = SAMPLE_EVERY * (3 if options.quick else 1)
     # With a record of its own, in which no model has an advantage.
     with forecaster(tried.training) as fresh:
         fresh.store, fresh.others = tried.store, tuple(clocks)

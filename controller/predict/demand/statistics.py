@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,10 @@ class Statistical:
         if len(values) < 2 * season + 2:
             season = 1
         try:
-            told = self.make(season).forecast(y=values, h=steps, level=_CENTRAL)
+            with warnings.catch_warnings():
+                # AutoARIMA tries many models, and leaves those that do not converge.
+                warnings.filterwarnings("ignore", message="possible convergence problem")
+                told = self.make(season).forecast(y=values, h=steps, level=_CENTRAL)
         except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError):
             # A series may be too odd for a family of models; another one is chosen then.
             return np.full((steps, len(QUANTILES)), np.nan)
