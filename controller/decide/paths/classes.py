@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -81,13 +82,13 @@ class Demand:
         scale: Floats = np.where(self.optimum > 0, self.optimum, 1.0)
         return scale
 
-    @property
+    @cached_property
     def expected(self) -> Floats:
         """(pairs,): mean over the scenarios."""
         expected: Floats = self.weights @ self.scenarios
         return expected
 
-    @property
+    @cached_property
     def high(self) -> Floats:
         """(pairs,): exceeded in one scenario of twenty."""
         high: Floats = np.quantile(self.scenarios, 0.95, axis=0)

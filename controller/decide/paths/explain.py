@@ -29,7 +29,7 @@ def explain(plan: Plan, ingress: str, egress: str) -> tuple[Explanation, ...]:
 
 def _explain(plan: Plan, made: ClassPlan, route: Route) -> Explanation:
     hops = {hop for way in route.ways for hop in zip(way.nodes, way.nodes[1:], strict=False)}
-    links = tuple(link for link in plan.links if (link.source, link.target) in hops)
+    links = tuple(plan.links[n] for n in sorted(plan.place[hop] for hop in hops))
     if not route.ways:
         reasons = [f"no way leads from {route.ingress} to {route.egress}"]
     else:

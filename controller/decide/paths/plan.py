@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -90,12 +91,18 @@ class Plan:
     even_worst: float
     optimum: float | None
 
+    @cached_property
+    def place(self) -> Mapping[tuple[str, str], int]:
+        """Where in `links` the one from a node to another is."""
+        return {(link.source, link.target): n for n, link in enumerate(self.links)}
+
     def route(self, ingress: str, egress: str, traffic_class: str) -> Route:
         """One route; PathsError for names that the plan does not have."""
         pair = self.ground.pair(ingress, egress)
         plan = self.class_plan(traffic_class)
         paths = self.ground.paths
-        used = np.flatnonzero((paths.pair == pair) & (plan.buckets > 0))
+        first, end = np.searchsorted(paths.pair, (pair, pair + 1))
+        used = first + np.flatnonzero(plan.buckets[first:end])
         ways = tuple(
             Way(
                 tuple(paths.nodes(self.ground.network, self.ground.forest, path)),
