@@ -58,6 +58,17 @@ def test_wide_and_narrow_forecasts_are_calibrated_apart():
     assert covered[1::2].mean() == pytest.approx(0.95, abs=0.01)
 
 
+def test_a_forecast_is_moved_in_proportion_to_its_width():
+    rng = np.random.default_rng(6)
+    actual, told = normal(rng, 400, 2.0)
+    wide = np.exp2(rng.uniform(0, 3, (400, 1)))  # those of a group differ by two thirds
+    told *= wide[..., None]
+    moved = calibrate(misses(actual * wide, told, np.ones(400))).apply(told, np.ones(400))
+    added = (moved - told)[:, 0, 1] / wide[:, 0]
+    assert added.min() > 0
+    assert added.max() < 1.2 * added.min()
+
+
 def test_without_misses_nothing_is_moved():
     told = np.arange(8.0).reshape(1, 2, 4)
     unknown = misses(np.full((1, 2), np.nan), told, np.ones(1))

@@ -41,7 +41,7 @@ class Training:
     the share of columns that each split may choose from. Few trees, each of few columns, and
     two models of other rows: more trees only learned the VMs of the past by heart."""
 
-    rows: int = 200_000
+    rows: int = 300_000
     bags: int = 2
     iterations: int = 60
     learning_rate: float = 0.1

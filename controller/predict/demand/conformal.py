@@ -2,8 +2,10 @@
 
 Split conformal prediction on quantiles (Romano, Patterson and Candes 2019), in groups: by how
 far ahead a step lies, and by how wide the forecast is, since a model that is sure and one that
-is not err differently. The misses are those of the last days, and so follow a change within
-days (rolling, as in Gibbs and Candes 2021). The median is left as it is.
+is not err differently. What is missed grows with the width too, so it is told and moved in units
+of that (normalised: Papadopoulos, Gammerman and Vovk 2008). The misses are those of the last
+days, and so follow a change within days (rolling, as in Gibbs and Candes 2021). The median is
+left as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ LEADS = 4
 WIDTHS = 4
 #: Misses beyond a level that a group must have had, or a larger group is asked.
 _ENOUGH = 20
+#: A forecast is at least this wide, in units of the scale: one of next to no width moves still.
+_LEAST_WIDTH = 0.3
 #: Misses that are kept: more say nothing more.
 _MOST = 400_000
 
@@ -29,8 +33,9 @@ _MOST = 400_000
 class Misses:
     """What forecasts missed by, each step of each series a row.
 
-    `over` [rows, len(QUANTILES)] is actual minus quantile in units of the series' scale,
-    `width` [rows] that of .95 above .5 in the same unit, `lead` [rows] from 0 to below LEADS.
+    `over` [rows, len(QUANTILES)] is actual minus quantile in units of the forecast's width,
+    `width` [rows] that of .95 above .5 in units of the series' scale, `lead` [rows] from 0 to
+    below LEADS.
     """
 
     over: Array
@@ -43,8 +48,8 @@ class Misses:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Offsets [LEADS, WIDTHS, len(QUANTILES)] in units of the scale, `edges` [LEADS, WIDTHS - 1]
-    between groups of widths, and `misses`, how many they were made of."""
+    """Offsets [LEADS, WIDTHS, len(QUANTILES)] in units of the forecast's width, `edges`
+    [LEADS, WIDTHS - 1] between groups of widths, and `misses`, how many they were made of."""
 
     offsets: Array
     edges: Array
@@ -55,7 +60,7 @@ class Calibration:
         lead = lead_group(quantiles.shape[1])
         width = _width(quantiles, scale)
         group = (width[..., None] > self.edges[lead][None]).sum(axis=-1)
-        moved = quantiles + self.offsets[lead[None, :], group] * scale[:, None, None]
+        moved = quantiles + self.offsets[lead[None, :], group] * _unit(width, scale)
         return np.asarray(np.maximum(moved, quantiles[..., :1]))
 
 
@@ -67,10 +72,11 @@ def lead_group(steps: int) -> NDArray[np.intp]:
 def misses(actual: Array, quantiles: Array, scale: Array) -> Misses:
     """What `quantiles` [series, steps, levels] missed `actual` [series, steps] by; steps of
     which nothing became known are left out."""
-    over = (actual[..., None] - quantiles) / scale[:, None, None]
+    told = np.sort(quantiles, axis=-1)  # as they are when they are moved
+    width = _width(told, scale)
+    over = (actual[..., None] - told) / _unit(width, scale)
     usable = np.isfinite(over).all(axis=-1)
     lead = np.broadcast_to(lead_group(actual.shape[1]), actual.shape)
-    width = _width(quantiles, scale)
     return Misses(over[usable].astype(np.float32), width[usable], lead[usable])
 
 
@@ -120,3 +126,8 @@ def _width(quantiles: Array, scale: Array) -> Array:
     # In single precision, as misses are kept: a width must not fall on the other side of an edge.
     width = (quantiles[..., QUANTILES.index(0.95)] - quantiles[..., 0]) / scale[:, None]
     return np.asarray(width, dtype=np.float32)
+
+
+def _unit(width: Array, scale: Array) -> Array:
+    """What misses are told by, in the metric's unit: [series, steps, 1]."""
+    return np.asarray(np.maximum(width, _LEAST_WIDTH) * scale[:, None])[..., None]

@@ -21,10 +21,10 @@ _FARTHEST = 200.0
 #: least that is left of them, in bins.
 _CUT_SHARE = 0.15
 _SHORTEST = 6
-#: Leads that are taken of each moment and series, and moments at most.
+#: Leads that are taken of each moment and series, and moments at most: twice as many were worth
+#: more than more or other trees.
 _LEADS = 4
-_MOMENTS = {Target.DAY_PEAK: 600}
-_OTHER_MOMENTS = 300
+_MOMENTS = 600
 #: What an example may count, least and most.
 _WEIGHTS = (0.1, 10.0)
 
@@ -58,7 +58,7 @@ def examples(
     span = HOUR_BINS if target is Target.FIVE_MINUTES else DAY_BINS
     first = min(WINDOW, bins // 3)
     each = 1 if target is Target.DAY_PEAK else _LEADS
-    most = min(_MOMENTS.get(target, _OTHER_MOMENTS), max(1, count // (16 * each)))
+    most = min(_MOMENTS, max(1, count // (16 * each)))
     moments = min(most, bins - span - first + 1)
     series = max(1, count // (each * moments * len(panels)))
     usual = [usual_scale(panel, target) for panel in panels]
