@@ -100,9 +100,14 @@ def scores(*means, counts=10.0):
 
 
 def test_the_preferred_model_stays_until_another_is_better_by_a_margin():
-    assert scores(1.0, 0.95).choose("a")[0] == 0
-    assert scores(1.0, 0.8).choose("a")[0] == 1
-    assert scores(1.0, 0.8, 0.7).choose("a")[0] == 2
+    assert scores(1.0, 0.95, counts=1e6).choose("a")[0] == 0
+    assert scores(1.0, 0.8, counts=1e6).choose("a")[0] == 1
+    assert scores(1.0, 0.8, 0.7, counts=1e6).choose("a")[0] == 2
+
+
+def test_the_margin_is_wider_the_less_is_known():
+    assert scores(1.0, 0.7, counts=20).choose("a")[0] == 0
+    assert scores(1.0, 0.7, counts=40).choose("a")[0] == 1
 
 
 def test_a_model_needs_evidence_before_it_is_chosen():

@@ -2,7 +2,7 @@
 
 Losses are pinball losses over all quantiles in units of the series' scale, remembered with a
 half-life, so that a choice follows a VM that changes. The model for all VMs is preferred: to
-be chosen instead, another has to be better by a margin, and for long enough.
+be chosen instead, another has to be better by a margin, which is wider the less is known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from controller.predict.demand.targets import pinball
 
 #: Days after which a loss counts half.
 HALF_LIFE = 4.0
-#: By how much another model has to be better than the preferred one, as a share.
+#: By how much another model has to be better than the preferred one, as a share; and how much more
+#: after a single forecast: losses scatter about as much as they are large, so that the mean of n
+#: of them is known to its share of 1 / sqrt(n).
 MARGIN = 0.1
+DOUBT = 1.0
 #: Settled forecasts, discounted, that a model must have before it can be chosen.
 EVIDENCE = 3.0
 
@@ -58,7 +61,8 @@ class Scores:
         (by default all)."""
         first = self.models.index(preferred)
         means = np.where(self.counts >= EVIDENCE, self.means, np.inf)
-        bar = means[first] * (1 - MARGIN)
+        share = 1 - MARGIN - DOUBT / np.sqrt(np.maximum(self.counts[first], EVIDENCE))
+        bar = means[first] * share
         if possible is not None:
             means = np.where(possible, means, np.inf)
             bar = np.where(possible[first], bar, np.inf)
