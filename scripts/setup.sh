@@ -199,7 +199,7 @@ fill() {
             pip_install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
         ;;
     .venv-ryu)
-        pip_install --constraint constraints-ryu.txt setuptools pbr &&
+        pip_install --constraint constraints-ryu.txt setuptools wheel pbr &&
             pip_install --no-build-isolation --use-pep517 --no-deps \
                 --requirement constraints-ryu.txt &&
             "$venv/bin/python" -m pip --disable-pip-version-check check >&2 &&
