@@ -26,9 +26,11 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from controller.predict.demand import neural, statistics
-from controller.predict.demand.boosted import Training
+from controller.predict.demand.boosted import Growth
 from controller.predict.demand.features import usual_scale
 from controller.predict.demand.forecaster import Forecaster, Round
+from controller.predict.demand.global_model import NAME as GLOBAL
+from controller.predict.demand.global_model import Training
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.ledger import Ledger
 from controller.predict.demand.models import Model
@@ -72,8 +74,9 @@ SCALE_VMS = 5_000
 #: Bins between two forecasts by all models, and VMs that they are compared on.
 SAMPLE_EVERY = 17 * 12 + 1
 SAMPLE_VMS = 12
-#: Rows that trees are timed on.
+#: Rows that trees and networks are timed on.
 TIMED_ROWS = 100_000
+QUICK = Training(rows=4_000, networks=1, growth=Growth(rows=4_000, iterations=15))
 
 
 @dataclass(slots=True)
@@ -101,7 +104,7 @@ class Told:
 def run(options: Options) -> Json:
     """Learn and forecast each family of metrics; then all models on some VMs, and 5,000 VMs."""
     data = made_up(options.quick) if options.data is None else load(options.data, options.quick)
-    training = Training(rows=4_000, iterations=15) if options.quick else Training()
+    training = QUICK if options.quick else Training()
     out: Json = {
         "data": "made up" if options.data is None else str(options.data),
         "vms": len(data[Metric.CPU]),
@@ -214,27 +217,32 @@ def at_scale(tried: Forecaster, panel: Panel, vms: int) -> Json:
     out: Json = {
         f"predict_{vms}_vms_s": round(time.perf_counter() - wall, 2),
         f"predict_{vms}_vms_cpu_s": round(time.process_time() - cpu, 2),
-        **tree_cost(tried, panel.metric.family),
+        **row_cost(tried, panel.metric.family),
     }
     say(out)
     return out
 
 
-def tree_cost(tried: Forecaster, family: str) -> Json:
-    """Trees that are asked for a step of each target, and the processor's time for one of them
-    and one row: what more trees would cost."""
+def row_cost(tried: Forecaster, family: str) -> Json:
+    """Trees that are asked for a step of each target, and the processor's time for a row by one
+    of them and by one network: what more of them would cost."""
     kept = tried.store.newest(family)
     assert kept is not None
-    trees = kept.model.trees
-    hours = trees[Target.HOURS]
-    shape = (len(kept.model.columns[Target.HOURS]), TIMED_ROWS)
+    learned = kept.model.learned
+    hours = learned[Target.HOURS]
+    shape = (len(hours.columns), TIMED_ROWS)
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    cpu = time.process_time()
-    hours(rows)
-    spent = time.process_time() - cpu
+    started = time.process_time()
+    hours.trees(rows)
+    between = time.process_time()
+    hours.networks[0](rows)
+    ended = time.process_time()
     return {
-        "trees": {str(target): len(found.roots) for target, found in trees.items()},
-        "ns_per_tree_row": round(spent / TIMED_ROWS / len(hours.roots) * 1e9, 2),
+        "trees": {str(target): len(one.trees.roots) for target, one in learned.items()},
+        "ns_per_tree_row": round(
+            (between - started) / TIMED_ROWS / len(hours.trees.roots) * 1e9, 2
+        ),
+        "ns_per_network_row": round((ended - between) / TIMED_ROWS * 1e9),
     }
 
 
@@ -252,8 +260,11 @@ def compared(tried: Forecaster, panel: Panel, options: Options) -> list[Json]:
         schooling = neural.Schooling(epochs=2 if options.quick else 8, samples=samples)
         others.append(neural.train([before], (Target.HOURS,), schooling))
         fit[neural.NAME] = time.process_time() - began
+    kept = tried.store.newest(panel.metric.family)
+    assert kept is not None
+    others += [kept.model.alone("trees"), kept.model.alone("networks")]
     clocks = [Clocked(model) for model in others]
-    names = ["", "boosted", NAIVE, *(clock.name for clock in clocks)]
+    names = ["", GLOBAL, NAIVE, *(clock.name for clock in clocks)]
     out = {(Target.HOURS, name): Told() for name in names}
     begin, test = panel.bins - TEST - HELD_OUT * DAY_BINS, panel.bins - TEST
     every = SAMPLE_EVERY * (3 if options.quick else 1)
@@ -280,8 +291,9 @@ def compared(tried: Forecaster, panel: Panel, options: Options) -> list[Json]:
             "h24_pinball": round(loss, 4),
             "h24_coverage95": round(coverage, 4),
         }
-        if name in spent:
+        if name in fit:
             row["fit_cpu_s"] = round(fit[name], 1)
+        if name in spent:
             row["cpu_s_per_forecast"] = round(spent[name].seconds / max(spent[name].series, 1), 4)
         rows_told.append(row)
         say(row)

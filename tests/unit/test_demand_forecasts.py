@@ -12,16 +12,23 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from controller.predict.demand import draw
-from controller.predict.demand.boosted import Training
+from controller.predict.demand.boosted import Growth
 from controller.predict.demand.events import Calendar, Event
 from controller.predict.demand.forecaster import Forecaster
+from controller.predict.demand.global_model import Training
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.ledger import Ledger
+from controller.predict.demand.network import Descent
 from controller.predict.demand.series import DAY_BINS, Metric, Panel
 from controller.predict.demand.targets import Target
 
 DAYS = 9
-SMALL = Training(rows=1_500, iterations=15, leaf_rows=10, columns=0.5)
+SMALL = Training(
+    rows=3_000,
+    networks=1,
+    growth=Growth(rows=1_500, iterations=15, leaf_rows=10, columns=0.5),
+    descent=Descent(width=32, batch=128, epochs=10),
+)
 HOURS = {Target.HOURS: 24}
 
 
@@ -62,8 +69,8 @@ def test_every_target_is_told_for_a_day(trained):
         Target.HOUR_PEAKS: 24,
         Target.DAY_PEAK: 1,
     }
-    assert {forecast.reason.model for forecast in told} <= {"boosted", "seasonal-naive"}
-    assert set(told[0].reason.losses) == {"boosted", "seasonal-naive"}
+    assert {forecast.reason.model for forecast in told} <= {"global", "seasonal-naive"}
+    assert set(told[0].reason.losses) == {"global", "seasonal-naive"}
     assert told[0].times[0] == MONDAY + DAYS * 86_400
 
 
@@ -238,8 +245,8 @@ def test_who_forecast_better_is_chosen_and_why_is_told(trained):
     told = trained.round(panel.until((DAYS + 5) * DAY_BINS), HOURS).forecasts
     assert told[0].reason.model == "seasonal-naive"
     losses = told[0].reason.losses
-    assert losses["seasonal-naive"] < losses["boosted"]
-    assert trained.calibration(Metric.CPU, Target.HOURS, "boosted").misses > 3 * 24
+    assert losses["seasonal-naive"] < losses["global"]
+    assert trained.calibration(Metric.CPU, Target.HOURS, "global").misses > 3 * 24
 
 
 def test_a_forecast_is_told_with_its_reasons(trained):

@@ -36,7 +36,7 @@ from controller.predict.demand.targets import QUANTILES, Target
 from controller.settings import ForecastSettings
 
 DAYS = 4
-REASON = Reason("boosted", 500, MONDAY, MONDAY + 900, {"boosted": 0.5}, ("a note",))
+REASON = Reason("global", 500, MONDAY, MONDAY + 900, {"global": 0.5}, ("a note",))
 
 
 def forecast_of(vm: str, quantiles: Any, target: Target = Target.HOURS) -> Forecast:

@@ -10,17 +10,24 @@ import numpy as np
 import pytest
 from demand_data import MONDAY, panel_of, rhythm
 
-from controller.predict.demand import boosted, keep, neural, statistics
-from controller.predict.demand.boosted import Training, train
+from controller.predict.demand import global_model, keep, neural, statistics
+from controller.predict.demand.boosted import Growth
 from controller.predict.demand.features import design, summarise
+from controller.predict.demand.global_model import Training, train
 from controller.predict.demand.keep import About, ModelStore
+from controller.predict.demand.network import Descent
 from controller.predict.demand.newcomers import learn
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.series import DAY_BINS, Metric
 from controller.predict.demand.targets import Target
 from controller.predict.demand.training import retrain
 
-SMALL = Training(rows=1_000, bags=1, iterations=5, leaf_rows=10)
+SMALL = Training(
+    rows=1_000,
+    networks=1,
+    growth=Growth(rows=1_000, iterations=5, leaf_rows=10),
+    descent=Descent(width=16, epochs=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +109,7 @@ def test_old_versions_are_forgotten_and_half_written_ones_are_none(model, tmp_pa
 @pytest.mark.parametrize("data", [b"", b"no model", b"PK\x05\x06" + bytes(18)])
 def test_what_is_no_model_is_refused(data):
     with pytest.raises(ValueError, match="no model of demand"):
-        boosted.load(data)
+        global_model.load(data)
 
 
 def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, monkeypatch):
@@ -112,7 +119,7 @@ def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, m
     def fail(*_, **__):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(boosted, "train", fail)
+    monkeypatch.setattr(global_model, "train", fail)
     done = retrain(store, [panel_of(rhythm(8, 4))], MONDAY)
     assert not done.taken
     assert done.kept.about.made == 1
@@ -121,12 +128,15 @@ def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, m
 
 def test_a_model_that_is_worse_is_not_taken(tmp_path, monkeypatch):
     store = ModelStore(tmp_path)
-    tiny = Training(rows=200, bags=1, iterations=2, leaf_rows=10)
+    tiny = replace(SMALL, rows=200)
     worse = train([panel_of(rhythm(8, 4))], training=tiny)
     store.put(worse, about())
-    higher = {t: replace(trees, base=trees.base + 50) for t, trees in worse.trees.items()}
-    worst = replace(worse, trees=higher)
-    monkeypatch.setattr(boosted, "train", lambda *_, **__: worst)
+    higher = {
+        target: replace(one, trees=replace(one.trees, base=one.trees.base + 200))
+        for target, one in worse.learned.items()
+    }
+    worst = replace(worse, learned=higher)
+    monkeypatch.setattr(global_model, "train", lambda *_, **__: worst)
     done = retrain(store, [panel_of(rhythm(8, 4))], MONDAY)
     assert not done.taken
     assert "of the one in use" in done.reason

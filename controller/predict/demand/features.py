@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.predict.demand.rhythms import Rhythm, bursts, repeated, rhythms
 from controller.predict.demand.series import (
     DAY_BINS,
     HOUR_BINS,
@@ -63,6 +64,7 @@ class Summary:
     spreads: dict[str, Array] = field(default_factory=dict)  # in the metric's unit
     counts: dict[str, Array] = field(default_factory=dict)  # of bins, and shares of them
     error: Array = field(default_factory=lambda: np.empty(0))  # of the seasonal naive, 5 minutes
+    rhythms: list[Rhythm] = field(default_factory=list)
 
 
 def summarise(panel: Panel) -> Summary:
@@ -86,7 +88,13 @@ def summarise(panel: Panel) -> Summary:
         out.spreads[f"move{bins}"] = moves.mean(bins)
     for bins in (12, 72, 288, 2016):
         out.spreads[f"std{bins}"] = trailing.deviation(bins)
-    out.counts |= _bursts(out)
+    out.counts |= _high(out)
+    low, middle, high, top = (out.levels[f"q{level}of2016"] for level in (0.1, 0.5, 0.95, 0.99))
+    out.counts |= bursts(window, middle, top)
+    out.rhythms = rhythms(window, low, middle, high, top)
+    for rhythm in out.rhythms:
+        out.counts[f"{rhythm.name}_lag"] = rhythm.lag.astype(np.float32)
+        out.counts[f"{rhythm.name}_like"] = rhythm.likeness
     out.error = seasonal_error(window, DAY_BINS)
     return out
 
@@ -131,7 +139,7 @@ def together(parts: Sequence[Design]) -> Design:
     )
 
 
-def _bursts(summary: Summary) -> dict[str, Array]:
+def _high(summary: Summary) -> dict[str, Array]:
     """When values last were high (above the middle between median and peak of the day), and
     how often they are."""
     high = (summary.levels["q0.5of288"] + summary.levels["max288"]) / 2
@@ -309,6 +317,7 @@ def _hours(
         pool = [summary.window[:, np.minimum(at, WINDOW - 1)] for at in near]
         week = summary.window[:, -7 * DAY_BINS :].reshape(len(series), -1, HOUR_BINS)
         out |= {name: value[:, place] for name, value in _ranks("minute_week", week).items()}
+        out |= repeated(summary.window, summary.rhythms, leads)
         return out | _ranks("minute", np.stack(pool, axis=1))
     if target is Target.HOUR_PEAKS:
         for hour in (1, 2, 3, 4, 6):

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.predict.demand import boosted, newcomers
-from controller.predict.demand.boosted import Training
+from controller.predict.demand import global_model, newcomers
 from controller.predict.demand.conformal import Calibration, Misses, calibrate, together
 from controller.predict.demand.events import Calendar, step_factors, without
 from controller.predict.demand.forecast import Forecast, Reason, sane
+from controller.predict.demand.global_model import Training
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.known import Known
 from controller.predict.demand.ledger import Ledger, Told
@@ -56,7 +56,7 @@ class Round:
 
 @dataclass(slots=True)
 class Forecaster:
-    """Forecasts demand. `others` are models beside the boosted one and the seasonal naive one;
+    """Forecasts demand. `others` are models beside the global one and the seasonal naive one;
     `group_of` gives the group of each VM that events may name, `kin` the kinds (role, flavour
     and such, the closest first) from which it is told while it has no past; its group, if none.
 
@@ -105,7 +105,7 @@ class Forecaster:
             model = tried.outcomes[0][0].model
             for target in {told.target for told, _ in tried.outcomes}:
                 key = (panel.metric, target, model)
-                if model == boosted.NAME or key not in self._misses:
+                if model == global_model.NAME or key not in self._misses:
                     self._misses[key] = [(panel.end, tried.misses(panel.metric, target))]
             if not self.ledger.knows(panel.metric, model):
                 self.ledger.enter([o for o in tried.outcomes if o[0].metric is panel.metric])

@@ -1,6 +1,6 @@
 """Where trained models are kept: a directory a version, checked before it is believed.
 
-    DIRECTORY/FAMILY/VERSION/model.npz       the trees; loading them executes nothing
+    DIRECTORY/FAMILY/VERSION/model.npz       trees and networks; loading them executes nothing
     DIRECTORY/FAMILY/VERSION/about.json      what it learned from, and the file's SHA-256
 
 A version is written beside and renamed into its place, so that it is there whole or not at
@@ -17,8 +17,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from controller.predict.demand import boosted
-from controller.predict.demand.boosted import Boosted
+from controller.predict.demand import global_model
+from controller.predict.demand.global_model import GlobalModel
 from controller.predict.demand.series import Metric, Panel
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class About:
 class Kept:
     """A model, and what it is."""
 
-    model: Boosted
+    model: GlobalModel
     about: About
 
 
@@ -59,7 +59,7 @@ class ModelStore:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def put(self, model: Boosted, about: About) -> About:
+    def put(self, model: GlobalModel, about: About) -> About:
         """Keep `model` as the newest of its family; forget what is older than KEPT versions."""
         family = self._directory / model.family
         family.mkdir(exist_ok=True, mode=0o700)
@@ -117,7 +117,7 @@ def _read(version: Path, family: str) -> Kept:
     found = hashlib.sha256(data).hexdigest()
     if found != about.sha256:
         raise ValueError(f"SHA-256 is {found}, and {about.sha256} was written: it was damaged")
-    model = boosted.load(data)
+    model = global_model.load(data)
     if model.family != family:
         raise ValueError(f"is a model of {model.family}, not of {family}")
     return Kept(model, about)

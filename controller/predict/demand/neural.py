@@ -1,6 +1,6 @@
 """An LSTM for all VMs, where PyTorch is installed (the optional extra `neural`).
 
-It reads the last week of a target's series, scaled like the features of the boosted model,
+It reads the last week of a target's series, scaled like the features of the global model,
 with the time of day and week, and tells all steps and quantiles at once.
 """
 

@@ -2,7 +2,8 @@
 and how wide its intervals have to be.
 
 A model that is worse than the one in use is not taken, nor one whose training failed: the last
-good one goes on.
+good one goes on. One that is good enough is learned once more with the held-out days, because
+the newest days say most about the next.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.predict.demand import boosted
-from controller.predict.demand.boosted import Boosted, Training
+from controller.predict.demand import global_model
 from controller.predict.demand.conformal import Misses, misses, together
 from controller.predict.demand.features import scales
 from controller.predict.demand.forecast import sane
+from controller.predict.demand.global_model import GlobalModel, Training
 from controller.predict.demand.keep import About, Kept, ModelStore
 from controller.predict.demand.ledger import Told
 from controller.predict.demand.models import Model, ask
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 #: so that all minutes of an hour are met.
 HELD_OUT = 3
 _EVERY = 3 * HOUR_BINS + 1
-#: How much worse than the model in use a new one may be on the same days.
-_WORSE = 1.05
+#: How much worse than the model in use a new one may be on the same days. The one in use may
+#: have learned from some of these, so it has an advantage, until it is three days old.
+_WORSE = 1.1
 #: Series of a metric that models are tried on, at most.
 _TRIED = 500
 #: Least past, in bins, for learning: a week, the held-out days included.
@@ -99,22 +101,20 @@ def retrain(
         return _not_taken(current, family, f"less than {LEAST // DAY_BINS} days of past")
     held = HELD_OUT * DAY_BINS
     try:
-        model = boosted.train([p.until(p.bins - held) for p in panels], training=training)
-        new = trial(model, panels, held)
+        candidate = global_model.train([p.until(p.bins - held) for p in panels], training=training)
+        new = trial(candidate, panels, held)
         naive = trial(SeasonalNaive(), panels, held)
         old = trial(current.model, panels, held) if current else None
+        bad = _bad(new, old)
+        model = None if bad else global_model.train(panels, training=training)
     # Whatever goes wrong in learning, from memory to a value that nobody thought of: forecasts
     # go on with the model that there is, and the cause is in the log.
     except Exception as error:
         log.exception("training failed", extra={"family": family})
         return _not_taken(current, family, f"training failed: {error}")
-    if not np.isfinite(new.loss):
-        return _not_taken(current, family, "it could not be judged: nothing known was held out")
-    if old is not None and new.loss > _WORSE * old.loss:
-        return _not_taken(
-            current, family, f"loss {new.loss:.3f}, and {old.loss:.3f} of the one in use"
-        )
-    about = store.put(model, _about(family, panels, now, held, new.loss, naive.loss))
+    if model is None:
+        return _not_taken(current, family, bad)
+    about = store.put(model, _about(family, panels, now, new.loss, naive.loss))
     log.info("a new model is in use", extra={"family": family, "loss": round(new.loss, 4)})
     reason = f"loss {new.loss:.3f} on {HELD_OUT} held-out days, seasonal naive {naive.loss:.3f}"
     return Retrained(Kept(model, about), True, reason, (new, naive))
@@ -145,11 +145,18 @@ def trial(
     return Trial(float(np.mean(losses)) if losses else float("nan"), tuple(outcomes))
 
 
-def _about(
-    family: str, panels: Sequence[Panel], now: int, held: int, new: float, naive: float
-) -> About:
+def _bad(new: Trial, old: Trial | None) -> str:
+    """Why a model is not to be taken; nothing where it is good enough."""
+    if not np.isfinite(new.loss):
+        return "it could not be judged: nothing known was held out"
+    if old is not None and new.loss > _WORSE * old.loss:
+        return f"loss {new.loss:.3f}, and {old.loss:.3f} of the one in use"
+    return ""
+
+
+def _about(family: str, panels: Sequence[Panel], now: int, new: float, naive: float) -> About:
     first = min(panel.end - panel.bins * STEP for panel in panels)
-    last = max(panel.end for panel in panels) - held * STEP
+    last = max(panel.end for panel in panels)
     return About(family, now, first, last, sum(map(len, panels)), new, naive)
 
 
@@ -161,7 +168,7 @@ def _not_taken(current: Kept | None, family: str, why: str) -> Retrained:
     return Retrained(current, False, why)
 
 
-def load_all(store: ModelStore, families: Sequence[str]) -> dict[str, Boosted]:
+def load_all(store: ModelStore, families: Sequence[str]) -> dict[str, GlobalModel]:
     """The newest whole model of each family that has one."""
     found = {family: store.newest(family) for family in families}
     return {family: kept.model for family, kept in found.items() if kept is not None}
