@@ -66,6 +66,19 @@ def test_the_slope_is_that_of_the_pinball_loss():
         assert state.slope[place] == pytest.approx(expected, abs=2e-3)
 
 
+def test_one_that_goes_on_keeps_what_it_knew(network):
+    more = learn(
+        examples(600, seed=5),
+        replace(SMALL, width=8, epochs=1, rate=1e-4),
+        np.random.default_rng(6),
+        network,
+    )
+    fresh = examples(5_000, seed=7)
+    losses = [pinball(fresh.values, each(fresh.rows.T).T).mean() for each in (network, more)]
+    assert losses[1] < 1.1 * losses[0]
+    assert not np.array_equal(more.weights_1, network.weights_1)
+
+
 def test_the_same_seed_learns_the_same(network):
     again = learn(examples(), SMALL, np.random.default_rng(1))
     for name, array in network.arrays().items():

@@ -23,7 +23,7 @@ class Growth:
     the VMs of the past by heart."""
 
     rows: int = 300_000
-    iterations: int = 100
+    iterations: int = 60
     learning_rate: float = 0.1
     leaves: int = 31
     leaf_rows: int = 80

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.predict.demand.features import design, summarise, usual_scale
+from controller.predict.demand.parts import side_by_side
 from controller.predict.demand.series import DAY_BINS, HOUR_BINS, WINDOW, Array, Panel
 from controller.predict.demand.targets import Target
 
@@ -62,13 +63,20 @@ def examples(
     moments = min(most, bins - span - first + 1)
     series = max(1, count // (each * moments * len(panels)))
     usual = [usual_scale(panel, target) for panel in panels]
-    parts = []
-    for at in np.sort(rng.choice(np.arange(first, bins - span + 1), moments, replace=False)):
+    chosen = np.sort(rng.choice(np.arange(first, bins - span + 1), moments, replace=False))
+
+    def of(place: tuple[int, np.random.Generator]) -> list[Examples]:
+        at, own = place
+        made = []
         for panel, scale in zip(panels, usual, strict=True):
             picked = np.arange(len(panel))
             if len(picked) > series:
-                picked = np.sort(rng.choice(picked, series, replace=False))
-            parts.append(_moment(panel.rows(picked), scale[picked], int(at), target, each, rng))
+                picked = np.sort(own.choice(picked, series, replace=False))
+            made.append(_moment(panel.rows(picked), scale[picked], at, target, each, own))
+        return made
+
+    places = zip(chosen.tolist(), rng.spawn(len(chosen)), strict=True)
+    parts = [part for made in side_by_side(of, places) for part in made]
     rows = np.concatenate([part.rows for part in parts])
     if not len(rows):
         raise ValueError(f"nothing is known of {panels[0].metric}: there is nothing to learn")

@@ -18,10 +18,10 @@ import numpy as np
 
 from controller.predict.demand import boosted, network
 from controller.predict.demand.boosted import Growth
-from controller.predict.demand.examples import examples
+from controller.predict.demand.examples import Examples, examples
 from controller.predict.demand.features import Design, design, summarise, together
 from controller.predict.demand.network import Descent, Network
-from controller.predict.demand.parts import cached, on_all_cores
+from controller.predict.demand.parts import cached, on_all_cores, side_by_side
 from controller.predict.demand.series import Array, Panel
 from controller.predict.demand.targets import QUANTILES, Target
 from controller.predict.demand.trees import Trees
@@ -46,6 +46,8 @@ class Training:
     networks: int = 2
     growth: Growth = field(default_factory=Growth)
     descent: Descent = field(default_factory=Descent)
+    #: How networks go on that know most already.
+    further: Descent = field(default_factory=lambda: Descent(epochs=2, rate=5e-4))
     seed: int = 0
 
 
@@ -184,9 +186,10 @@ def train(
     panels: Sequence[Panel],
     targets: Sequence[Target] = tuple(Target),
     training: Training | None = None,
+    begin: GlobalModel | None = None,
 ) -> GlobalModel:
-    """Learn from all of `panels`, which are of one family. Raises ValueError where they hold
-    less than two days, or nothing that is known."""
+    """Learn from all of `panels`, which are of one family; networks go on from those of `begin`.
+    Raises ValueError where they hold less than two days, or nothing that is known."""
     how = training or Training()
     families = {panel.metric.family for panel in panels}
     if len(families) != 1:
@@ -196,6 +199,17 @@ def train(
     for target in targets:
         shown = examples(panels, target, how.rows, rng)
         trees = boosted.grow(shown, how.growth, rng)
-        networks = tuple(network.learn(shown, how.descent, rng) for _ in range(how.networks))
+        networks = _networks(shown, how, rng, begin.learned[target].networks if begin else ())
         learned[target] = Learned(shown.columns, trees, networks)
     return GlobalModel(families.pop(), learned)
+
+
+def _networks(
+    shown: Examples, how: Training, rng: np.random.Generator, begin: Sequence[Network]
+) -> tuple[Network, ...]:
+    def one(given: tuple[np.random.Generator, Network | None]) -> Network:
+        own, known = given
+        return network.learn(shown, how.further if known else how.descent, own, known)
+
+    known = [*begin, *[None] * how.networks][: how.networks]
+    return tuple(side_by_side(one, zip(rng.spawn(how.networks), known, strict=True)))

@@ -111,18 +111,21 @@ class Network:
         return told
 
 
-def learn(shown: Examples, descent: Descent, rng: np.random.Generator) -> Network:
-    """A network for what is shown, each of which counts as much as its weight says. Raises
-    ValueError where learning comes to no end that is finite."""
+def learn(
+    shown: Examples, descent: Descent, rng: np.random.Generator, begin: Network | None = None
+) -> Network:
+    """A network for what is shown, each of which counts as much as its weight says; one that
+    begins with what `begin` knows already learns from fewer epochs. Raises ValueError where
+    learning comes to no end that is finite."""
     rows, outcomes = shown.rows, shown.values.astype(np.float32)
-    known = _compressed(rows[:: max(1, len(rows) // _SCALED_BY)])
-    middle = np.nan_to_num(np.nanmedian(known, axis=0)).astype(np.float32)
-    spread = np.nan_to_num(np.nanstd(known, axis=0), nan=1.0).astype(np.float32)
-    spread = np.where(spread > 1e-6, spread, np.float32(1.0))
+    middle, spread = (begin.middle, begin.spread) if begin else _usual(rows)
     inputs = np.empty(rows.shape, dtype=np.float32)
     for at in range(0, len(rows), _ROWS):
         inputs[at : at + _ROWS] = _scaled(rows[at : at + _ROWS], middle, spread)
-    state = _State.begun((rows.shape[1], descent.width, descent.width, len(QUANTILES)), rng)
+    width = len(begin.biases_1) if begin else descent.width
+    state = _State.begun((rows.shape[1], width, width, len(QUANTILES)), rng)
+    if begin:
+        state.take(begin)
     share = shown.weights / shown.weights.sum()
     batch = min(descent.batch, len(rows))
     steps = max(1, len(rows) // batch)
@@ -136,6 +139,14 @@ def learn(shown: Examples, descent: Descent, rng: np.random.Generator) -> Networ
         raise ValueError("a network did not learn: its weights are not finite")
     (w1, b1), (w2, b2), (w3, b3) = state.layers
     return Network(middle, spread, *(part.copy() for part in (w1, b1, w2, b2, w3, b3)))
+
+
+def _usual(rows: _Floats) -> tuple[_Floats, _Floats]:
+    """Middle and spread of each column of `rows`, after arcsinh."""
+    known = _compressed(rows[:: max(1, len(rows) // _SCALED_BY)])
+    middle = np.nan_to_num(np.nanmedian(known, axis=0)).astype(np.float32)
+    spread = np.nan_to_num(np.nanstd(known, axis=0), nan=1.0).astype(np.float32)
+    return middle, np.where(spread > 1e-6, spread, np.float32(1.0))
 
 
 def _course(done: float) -> float:
@@ -168,6 +179,13 @@ class _State:
             limit = np.sqrt(6.0 / sum(weights.shape))
             weights[...] = rng.uniform(-limit, limit, weights.shape)
         return state
+
+    def take(self, begin: Network) -> None:
+        """Go on from the weights of `begin`."""
+        for (weights, biases), (_, from_weights, from_biases) in zip(
+            self.layers, begin.layers(), strict=True
+        ):
+            weights[...], biases[...] = from_weights, from_biases
 
     def descend(
         self, x: _Floats, came: _Floats, rate: float, how: Descent, rng: np.random.Generator

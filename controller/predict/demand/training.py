@@ -106,7 +106,7 @@ def retrain(
         naive = trial(SeasonalNaive(), panels, held)
         old = trial(current.model, panels, held) if current else None
         bad = _bad(new, old)
-        model = None if bad else global_model.train(panels, training=training)
+        model = None if bad else global_model.train(panels, training=training, begin=candidate)
     # Whatever goes wrong in learning, from memory to a value that nobody thought of: forecasts
     # go on with the model that there is, and the cause is in the log.
     except Exception as error:
