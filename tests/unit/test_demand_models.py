@@ -20,7 +20,7 @@ from controller.predict.demand.newcomers import learn
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.series import DAY_BINS, Metric
 from controller.predict.demand.targets import Target
-from controller.predict.demand.training import retrain
+from controller.predict.demand.training import HELD_OUT, retrain
 
 SMALL = Training(
     rows=1_000,
@@ -124,6 +124,24 @@ def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, m
     assert not done.taken
     assert done.kept.about.made == 1
     assert "no memory" in done.reason
+
+
+def test_what_was_tried_without_the_newest_days_learns_of_them_too(tmp_path, monkeypatch):
+    asked = []
+
+    def watched(panels, *_, begin=None, **__):
+        asked.append((panels[0].end, begin))
+        return train(panels, training=SMALL, begin=begin)
+
+    monkeypatch.setattr(global_model, "train", watched)
+    panel = panel_of(rhythm(8, 4))
+    done = retrain(ModelStore(tmp_path), [panel], MONDAY)
+    assert done.taken
+    (before, nothing), (now, tried) = asked
+    assert (before, now) == (panel.end - HELD_OUT * 86_400, panel.end)
+    assert nothing is None
+    assert tried is not None
+    assert done.kept.about.last == panel.end
 
 
 def test_a_model_that_is_worse_is_not_taken(tmp_path, monkeypatch):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from controller.predict.demand.examples import Examples
-from controller.predict.demand.network import Descent, Network, _State, _stretched, learn
+from controller.predict.demand.network import (
+    Descent,
+    Network,
+    _State,
+    _stretched,
+    learn,
+    lesson,
+)
 from controller.predict.demand.targets import QUANTILES, pinball
 
 SMALL = Descent(width=24, batch=64, epochs=10, rate=3e-3, drop=0.0)
@@ -25,7 +32,7 @@ def examples(count=6_000, seed=0):
 
 @pytest.fixture(scope="module")
 def network():
-    return learn(examples(), SMALL, np.random.default_rng(1))
+    return learn(lesson(examples()), SMALL, np.random.default_rng(1))
 
 
 def test_quantiles_are_met_by_as_many_as_they_say(network):
@@ -68,7 +75,7 @@ def test_the_slope_is_that_of_the_pinball_loss():
 
 def test_one_that_goes_on_keeps_what_it_knew(network):
     more = learn(
-        examples(600, seed=5),
+        lesson(examples(600, seed=5), network),
         replace(SMALL, width=8, epochs=1, rate=1e-4),
         np.random.default_rng(6),
         network,
@@ -80,7 +87,7 @@ def test_one_that_goes_on_keeps_what_it_knew(network):
 
 
 def test_the_same_seed_learns_the_same(network):
-    again = learn(examples(), SMALL, np.random.default_rng(1))
+    again = learn(lesson(examples()), SMALL, np.random.default_rng(1))
     for name, array in network.arrays().items():
         np.testing.assert_array_equal(array, again.arrays()[name])
 
@@ -106,4 +113,4 @@ def test_a_file_is_checked(network):
 
 def test_what_cannot_be_learned_is_told():
     with pytest.raises(ValueError, match="did not learn"), np.errstate(all="ignore"):
-        learn(examples(500), replace(SMALL, rate=1e38), np.random.default_rng(0))
+        learn(lesson(examples(500)), replace(SMALL, rate=1e38), np.random.default_rng(0))

@@ -207,9 +207,11 @@ def train(
 def _networks(
     shown: Examples, how: Training, rng: np.random.Generator, begin: Sequence[Network]
 ) -> tuple[Network, ...]:
+    lesson = network.lesson(shown, begin[0] if begin else None)
+
     def one(given: tuple[np.random.Generator, Network | None]) -> Network:
         own, known = given
-        return network.learn(shown, how.further if known else how.descent, own, known)
+        return network.learn(lesson, how.further if known else how.descent, own, known)
 
     known = [*begin, *[None] * how.networks][: how.networks]
     return tuple(side_by_side(one, zip(rng.spawn(how.networks), known, strict=True)))

@@ -111,34 +111,54 @@ class Network:
         return told
 
 
-def learn(
-    shown: Examples, descent: Descent, rng: np.random.Generator, begin: Network | None = None
-) -> Network:
-    """A network for what is shown, each of which counts as much as its weight says; one that
-    begins with what `begin` knows already learns from fewer epochs. Raises ValueError where
-    learning comes to no end that is finite."""
-    rows, outcomes = shown.rows, shown.values.astype(np.float32)
-    middle, spread = (begin.middle, begin.spread) if begin else _usual(rows)
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What several networks may learn from: `inputs` [examples, columns], scaled by `middle` and
+    `spread`, the `outcomes`, and each example's `share` of all that is drawn."""
+
+    inputs: _Floats
+    outcomes: _Floats
+    share: NDArray[np.float64]
+    middle: _Floats
+    spread: _Floats
+
+
+def lesson(shown: Examples, like: Network | None = None) -> Lesson:
+    """What is shown, scaled as for the network `like`, or as it needs to be."""
+    rows = shown.rows
+    middle, spread = (like.middle, like.spread) if like else _usual(rows)
     inputs = np.empty(rows.shape, dtype=np.float32)
     for at in range(0, len(rows), _ROWS):
         inputs[at : at + _ROWS] = _scaled(rows[at : at + _ROWS], middle, spread)
+    share = shown.weights / shown.weights.sum()
+    return Lesson(inputs, shown.values.astype(np.float32), share, middle, spread)
+
+
+def learn(
+    given: Lesson, descent: Descent, rng: np.random.Generator, begin: Network | None = None
+) -> Network:
+    """A network for a lesson, each of whose examples counts as much as its share says; one that
+    begins with what `begin` knows already, which must be scaled alike, learns from fewer epochs.
+    Raises ValueError where learning comes to no end that is finite."""
     width = len(begin.biases_1) if begin else descent.width
-    state = _State.begun((rows.shape[1], width, width, len(QUANTILES)), rng)
+    state = _State.begun((given.inputs.shape[1], width, width, len(QUANTILES)), rng)
     if begin:
         state.take(begin)
-    share = shown.weights / shown.weights.sum()
-    batch = min(descent.batch, len(rows))
-    steps = max(1, len(rows) // batch)
+    count = len(given.inputs)
+    batch = min(descent.batch, count)
+    steps = max(1, count // batch)
     for epoch in range(descent.epochs):
-        drawn = rng.choice(len(rows), steps * batch, p=share)
+        drawn = rng.choice(count, steps * batch, p=given.share)
         for step in range(steps):
             some = drawn[step * batch : (step + 1) * batch]
             done = (epoch * steps + step) / (descent.epochs * steps)
-            state.descend(inputs[some], outcomes[some], descent.rate * _course(done), descent, rng)
+            rate = descent.rate * _course(done)
+            state.descend(given.inputs[some], given.outcomes[some], rate, descent, rng)
     if not np.isfinite(state.flat).all():
         raise ValueError("a network did not learn: its weights are not finite")
     (w1, b1), (w2, b2), (w3, b3) = state.layers
-    return Network(middle, spread, *(part.copy() for part in (w1, b1, w2, b2, w3, b3)))
+    parts = (part.copy() for part in (w1, b1, w2, b2, w3, b3))
+    return Network(given.middle, given.spread, *parts)
 
 
 def _usual(rows: _Floats) -> tuple[_Floats, _Floats]:

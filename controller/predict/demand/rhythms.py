@@ -95,12 +95,15 @@ def bursts(window: Array, middle: Array, top: Array) -> dict[str, Array]:
 def _autocorrelation(values: Array) -> Array:
     """[series, lags], 1 at lag 0, of `values` without gaps whose means are 0."""
     steps = values.shape[1]
+    lags = min(steps, _RANGES[-1][1] + 2)
+    # So long that what wraps around meets only zeros, and of small prime factors.
+    size = -(-(steps + lags) // 256) * 256
     largest = np.abs(values).max(axis=1, keepdims=True)
     unit = values / np.where(largest > 0, largest, 1)
-    power = np.abs(np.fft.rfft(unit, 2 * steps, axis=1)) ** 2
-    like = np.fft.irfft(power, axis=1)[:, :steps]
+    power = np.abs(np.fft.rfft(unit, size, axis=1)) ** 2
+    like = np.fft.irfft(power, axis=1)[:, :lags]
     # A long lag has fewer pairs to be summed.
-    fair = (steps / (steps - np.arange(steps))).astype(np.float32)
+    fair = (steps / (steps - np.arange(lags))).astype(np.float32)
     return np.asarray(like / np.maximum(like[:, :1], 1e-12) * fair)
 
 
