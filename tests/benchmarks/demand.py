@@ -262,9 +262,11 @@ def compared(tried: Forecaster, panel: Panel, options: Options) -> list[Json]:
         fit[neural.NAME] = time.process_time() - began
     kept = tried.store.newest(panel.metric.family)
     assert kept is not None
-    others += [kept.model.alone("trees"), kept.model.alone("networks")]
     clocks = [Clocked(model) for model in others]
-    names = ["", GLOBAL, NAIVE, *(clock.name for clock in clocks)]
+    # What the global model's learners say alone is only compared: the product does not choose it.
+    alone = [Clocked(kept.model.alone("trees")), Clocked(kept.model.alone("networks"))]
+    asked = ["", GLOBAL, NAIVE, *(clock.name for clock in clocks)]
+    names = [*asked, *(clock.name for clock in alone)]
     out = {(Target.HOURS, name): Told() for name in names}
     begin, test = panel.bins - TEST - HELD_OUT * DAY_BINS, panel.bins - TEST
     every = SAMPLE_EVERY * (3 if options.quick else 1)
@@ -277,9 +279,14 @@ def compared(tried: Forecaster, panel: Panel, options: Options) -> list[Json]:
             fresh.ledger.remember(made.told)
             fresh.settle(sample.until(at))
             if at >= test:
-                enter(out, made, sample, at, names)
+                enter(out, made, sample, at, asked)
+                came = out[Target.HOURS, ""].came[-1]
+                for clock in alone:
+                    word = clock.quantiles(sample.until(at), Target.HOURS, 24)
+                    out[Target.HOURS, clock.name].quantiles.append(np.maximum(word, 0))
+                    out[Target.HOURS, clock.name].came.append(came)
     scale = usual_scale(sample.until(test), Target.HOURS)
-    spent = {clock.name: clock for clock in clocks}
+    spent = {clock.name: clock for clock in (*clocks, *alone)}
     rows_told: list[Json] = []
     for name in names:
         mase, p95, loss, coverage = out[Target.HOURS, name].figures(scale)

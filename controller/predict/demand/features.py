@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.predict.demand.rhythms import Rhythm, bursts, repeated, rhythms
+from controller.predict.demand.rhythms import Rhythm, bursts, latest, repeated, rhythms
 from controller.predict.demand.series import (
     DAY_BINS,
     HOUR_BINS,
@@ -145,11 +145,9 @@ def _high(summary: Summary) -> dict[str, Array]:
     high = (summary.levels["q0.5of288"] + summary.levels["max288"]) / 2
     with gaps_allowed():
         above = summary.window[:, -7 * DAY_BINS :] > high[:, None]
-    backward = above[:, ::-1]
-    since = np.where(above.any(axis=1), np.argmax(backward, axis=1), above.shape[1])
-    before = np.argmax(~backward, axis=1)
+    since, lasting = latest(above)
     shares = {f"high{bins}": above[:, -bins:].mean(axis=1) for bins in (12, 72, 288, 2016)}
-    return {"since_high": since.astype(np.float32), "high_for": before.astype(np.float32), **shares}
+    return {"since_high": since, "high_for": lasting, **shares}
 
 
 def scales(panel: Panel, series: Array, target: Target, error: Array) -> Array:

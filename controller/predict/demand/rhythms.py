@@ -77,11 +77,9 @@ def bursts(window: Array, middle: Array, top: Array) -> dict[str, Array]:
     and for how much of the usual pause and length it has been so."""
     with gaps_allowed():
         above = window[:, -_BURSTS:] > ((middle + top) / 2)[:, None]
-    backward = above[:, ::-1]
     count = np.maximum((above[:, 1:] & ~above[:, :-1]).sum(axis=1), 1).astype(np.float32)
     length = above.sum(axis=1) / count
-    since = np.where(above.any(axis=1), np.argmax(backward, axis=1), _BURSTS).astype(np.float32)
-    lasting = np.argmax(~backward, axis=1).astype(np.float32)
+    since, lasting = latest(above)
     return {
         "bursts": count,
         "burst_length": length,
@@ -90,6 +88,14 @@ def bursts(window: Array, middle: Array, top: Array) -> dict[str, Array]:
         "burst_due": since * count / _BURSTS,
         "burst_over": lasting / np.maximum(length, 1),
     }
+
+
+def latest(above: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Columns since the last one that is true (all where none is), and how many are true at the
+    end, [series] each."""
+    backward = above[:, ::-1]
+    since = np.where(above.any(axis=1), np.argmax(backward, axis=1), above.shape[1])
+    return since.astype(np.float32), np.argmax(~backward, axis=1).astype(np.float32)
 
 
 def _autocorrelation(values: Array) -> Array:
