@@ -18,6 +18,7 @@ import resource
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ VARIABLE = "PLEACH_SANDBOX"
 _WORK = Path("/run/pleach")
 _OVS_RUN = Path("/run/openvswitch")
 _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
+_TUN = Path("/dev/net/tun")
+_TUN_MODE = 0o666
 _TOOLS = {
     "ovs-vswitchd": "openvswitch-switch",
     "ovsdb-server": "openvswitch-switch",
@@ -104,9 +107,9 @@ def _check() -> None:
         raise SandboxError(f"missing packages: apt-get install {' '.join(sorted(missing))}")
     if not _SCHEMA.exists():
         raise SandboxError(f"{_SCHEMA} is missing: apt-get install openvswitch-common")
-    if not Path("/dev/net/tun").exists():
+    if not _TUN.exists():
         raise SandboxError(
-            "/dev/net/tun is missing, and Open vSwitch makes its bridges of it: "
+            f"{_TUN} is missing, and Open vSwitch makes its bridges of it: "
             "`modprobe tun` on the machine, or start the container with --device /dev/net/tun"
         )
     if Path.cwd().is_relative_to("/run"):
@@ -188,6 +191,7 @@ def _furnish() -> None:
     for directory in ("/etc/openvswitch", "/var/log/openvswitch"):
         if Path(directory).is_dir():
             _mount(b"tmpfs", directory, _MS_NOSUID | _MS_NODEV, b"mode=755")
+    _open_tun()
     for path in (_WORK, _OVS_RUN, Path("/run/lock"), Path("/run/netns")):
         path.mkdir()
     os.environ[VARIABLE] = str(_WORK)
@@ -199,6 +203,20 @@ def _furnish() -> None:
     _call("ip", "link", "set", "lo", "up")
     _start_openvswitch()
     (_WORK / "ready").touch()
+
+
+def _open_tun() -> None:
+    """Let programs of other users than root have taps, as udev does.
+
+    Where no udev runs, as in a container, the machine's own node may be root's alone, and no
+    guest of an unprivileged libvirt starts. That node is left as it is: a private one hides it.
+    """
+    there = _TUN.stat()
+    if stat.S_IMODE(there.st_mode) & _TUN_MODE == _TUN_MODE:
+        return
+    _mount(b"tmpfs", str(_TUN.parent), _MS_NOSUID | _MS_NOEXEC, b"mode=755")
+    os.mknod(_TUN, stat.S_IFCHR, there.st_rdev)
+    _TUN.chmod(_TUN_MODE)  # whatever the umask
 
 
 def _soften_limits() -> None:
