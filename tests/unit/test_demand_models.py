@@ -150,7 +150,7 @@ def test_a_model_that_is_worse_is_not_taken(tmp_path, monkeypatch):
     worse = train([panel_of(rhythm(8, 4))], training=tiny)
     store.put(worse, about())
     higher = {
-        target: replace(one, trees=replace(one.trees, base=one.trees.base + 200))
+        target: replace(one, networks=(), trees=replace(one.trees, base=one.trees.base + 200))
         for target, one in worse.learned.items()
     }
     worst = replace(worse, learned=higher)

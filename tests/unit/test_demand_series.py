@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 from demand_data import MONDAY, panel_of, rhythm
@@ -17,6 +20,7 @@ from controller.predict.demand.series import (
     Metric,
     Panel,
     carried,
+    gaps_allowed,
     on_grid,
     panel,
     rates,
@@ -126,3 +130,25 @@ def test_seasonal_error_and_pinball_are_as_defined():
     assert seasonal_error(np.array([[0.0, 1, 2, 5]]), 2)[0] == 3
     loss = pinball(np.array([1.0]), np.array([[0.0, 2.0, 0.0, 2.0]]))
     np.testing.assert_allclose(loss, [[0.5, 0.1, 0.95, 0.01]])
+
+
+def test_a_thread_that_ends_first_leaves_others_their_gaps():
+    """Filters of warnings are shared by all threads, and each of these sets and resets them."""
+    before = list(warnings.filters)
+    begun, over = threading.Event(), threading.Event()
+
+    def other():
+        with gaps_allowed():
+            begun.set()
+            assert over.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(30)
+    with gaps_allowed():
+        over.set()
+        thread.join()
+        with warnings.catch_warnings(record=True) as seen:
+            assert np.isnan(np.nanmean(np.full(3, np.nan)))
+    assert not seen
+    assert warnings.filters == before

@@ -32,13 +32,15 @@ _WEIGHTS = (0.1, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of features [examples, columns], the scaled value that came of each, and how much it
-    counts: errors are judged by the scale of all the past, and not by that of its window."""
+    """Rows of features [examples, columns], the first `levels` of which are values that the
+    series had; the scaled value that came of each, and how much it counts: errors are judged by
+    the scale of all the past, and not by that of its window."""
 
     rows: NDArray[np.float32]
     values: Array
     weights: Array
     columns: tuple[str, ...]
+    levels: int
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Array]:
         """`count` rows and values, each drawn by what it counts (weights would make the binning
@@ -85,7 +87,7 @@ def examples(
     values = np.concatenate([part.values for part in parts])
     weights = np.concatenate([part.weights for part in parts])
     clipped = np.clip(values, -_FARTHEST, _FARTHEST)
-    return Examples(rows, clipped, np.clip(weights, *_WEIGHTS), parts[0].columns)
+    return Examples(rows, clipped, np.clip(weights, *_WEIGHTS), parts[0].columns, parts[0].levels)
 
 
 def _moment(
@@ -104,7 +106,7 @@ def _moment(
     weights = np.repeat(made.scale / usual, len(leads))
     some = np.repeat(np.isfinite(past.values).any(axis=1), len(leads))
     usable = np.isfinite(values) & some
-    return Examples(made.rows[usable], values[usable], weights[usable], made.columns)
+    return Examples(made.rows[usable], values[usable], weights[usable], made.columns, made.levels)
 
 
 def _leads(target: Target, reach: int, each: int, rng: np.random.Generator) -> NDArray[np.int64]:

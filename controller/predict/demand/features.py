@@ -45,6 +45,7 @@ class Design:
 
     values: NDArray[np.float32]  # [columns, series * leads]
     columns: tuple[str, ...]
+    levels: int  # of the columns: the first ones, which are values that the series had
     base: Array  # [series, leads]
     scale: Array  # [series]
 
@@ -115,6 +116,7 @@ def design(summary: Summary, target: Target, leads: Sequence[int] | NDArray[np.i
     columns: dict[str, Array] = {}
     for name, value in (summary.levels | relative).items():
         columns[name] = (_wide(value, shape) - base) / unit
+    levels = len(columns)
     for name, value in (summary.spreads | spread).items():
         columns[name] = _wide(value, shape) / unit
     for name, value in summary.counts.items():
@@ -126,7 +128,7 @@ def design(summary: Summary, target: Target, leads: Sequence[int] | NDArray[np.i
     values = np.empty((len(columns), *shape), dtype=np.float32)
     for column, value in zip(values, columns.values(), strict=True):
         column[...] = value
-    return Design(values.reshape(len(columns), -1), tuple(columns), base, scale)
+    return Design(values.reshape(len(columns), -1), tuple(columns), levels, base, scale)
 
 
 def together(parts: Sequence[Design]) -> Design:
@@ -134,6 +136,7 @@ def together(parts: Sequence[Design]) -> Design:
     return Design(
         np.concatenate([part.values for part in parts], axis=1),
         parts[0].columns,
+        parts[0].levels,
         np.concatenate([part.base for part in parts]),
         np.concatenate([part.scale for part in parts]),
     )

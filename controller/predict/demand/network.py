@@ -1,12 +1,18 @@
-"""A dense network that tells all quantiles of a row at once: smooth where trees have steps.
+"""A network that tells all quantiles of a row at once, by choosing among what was seen.
 
-Two hidden layers (SiLU: Elfwing, Uchibe and Doya 2018) on the rows of `features`, learned by the
-sum of the pinball losses with AdamW (Loshchilov and Hutter 2019), dropout, and a rate that rises
-and falls once. Inputs and outputs have tails of several powers of ten: both go through arcsinh,
-which is linear near zero and a logarithm far from it.
+Of the columns of `features`, the first are values that the series had: recent ones, those at the
+same time of other days, quantiles and peaks. For each quantile the network gives shares to them,
+as attention does, and tells their mean; what none of them says, it adds. So what it tells mostly
+stays within what there was, however odd the series, and a copy of yesterday costs it nothing.
+
+Two hidden layers (SiLU: Elfwing, Uchibe and Doya 2018) learn by the sum of the pinball losses
+with AdamW (Loshchilov and Hutter 2019) and a rate that rises and falls once. Neurons are left out
+at random, and values hidden, so that no one of them is relied upon. Inputs and what is added have
+tails of several powers of ten: both go through arcsinh, which is linear near zero and a logarithm
+far from it.
 
 It is small enough for numpy, which gives up the interpreter's lock meanwhile: to learn takes
-half a minute, to tell 5 microseconds a row.
+two minutes, to tell 10 microseconds a row.
 """
 
 from __future__ import annotations
@@ -24,10 +30,12 @@ from controller.predict.demand.targets import QUANTILES
 
 #: What an input may be after scaling: further out nothing was learned.
 _FARTHEST_IN = 6.0
-#: Before it is stretched by sinh, what an output may be: 548 units of the scale.
+#: What a value among which is chosen may be, in units of the scale.
+_FARTHEST_SEEN = 500.0
+#: Before it is stretched by sinh, what is added may be: 548 units of the scale.
 _FARTHEST_OUT = 7.0
 #: Rows that are told at once: what a processor's cache holds.
-_ROWS = 2_048
+_ROWS = 512
 #: Examples by which inputs are scaled: more do not tell more.
 _SCALED_BY = 100_000
 #: Constants of AdamW, and the share of steps in which the rate rises.
@@ -35,6 +43,10 @@ _MOMENTUM, _SQUARES, _TINY, _DECAY = 0.9, 0.999, 1e-8, 0.01
 _RISE = 0.1
 #: Of the gradient's length, what is at most used: one example far out would undo a thousand.
 _LONGEST = 1.0
+#: Deviation of the weights of shares at first: about all that was seen counts alike.
+_ALIKE = 0.02
+#: What stands for the share of a value that is hidden, before the exponential.
+_HIDDEN = np.float32(-1e4)
 
 _Floats = NDArray[np.float32]
 
@@ -42,20 +54,25 @@ _Floats = NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class Descent:
     """How a network learns: neurons of each hidden layer, times that it sees as many examples
-    as there are, examples of a step, the highest rate, and the share of neurons that are left
-    out at a time."""
+    as a lesson has, examples of a step, the highest rate, and the shares of neurons that are
+    left out and of seen values that are hidden at a time."""
 
     width: int = 256
     epochs: int = 5
     batch: int = 1_024
     rate: float = 1.5e-3
     drop: float = 0.15
+    hide: float = 0.3
 
 
 @dataclass(frozen=True)
 class Network:
     """Weights [inputs, outputs] and biases of each layer, and the `middle` and `spread` of the
-    inputs, after arcsinh."""
+    inputs, after arcsinh.
+
+    Layers 1 and 2 are hidden. The third, of both, tells what is added; the fourth the shares, for
+    each quantile those of the first inputs and of the base, which is 0.
+    """
 
     middle: _Floats
     spread: _Floats
@@ -63,16 +80,20 @@ class Network:
     biases_1: _Floats
     weights_2: _Floats
     biases_2: _Floats
-    weights_3: _Floats
-    biases_3: _Floats
+    weights_added: _Floats
+    biases_added: _Floats
+    weights_shares: _Floats
+    biases_shares: _Floats
 
     def __post_init__(self) -> None:
         """Raises ValueError for arrays that are no such network."""
-        columns = len(self.middle)
-        for name, weights, biases in self.layers():
-            if weights.ndim != 2 or weights.shape != (columns, len(biases)):
-                raise ValueError(f"layer {name} is of {weights.shape}, after {columns} inputs")
-            columns = len(biases)
+        columns, hidden = len(self.middle), len(self.biases_2)
+        before = (columns, len(self.biases_1), hidden, hidden)
+        for inputs, (name, weights, biases) in zip(before, self.layers(), strict=True):
+            if weights.ndim != 2 or weights.shape != (inputs, len(biases)):
+                raise ValueError(f"layer {name} is of {weights.shape}, after {inputs} inputs")
+        if len(self.biases_shares) % self.outputs or not 0 <= self.seen <= columns:
+            raise ValueError(f"layer shares has {len(self.biases_shares)} outputs")
         if self.spread.shape != self.middle.shape or not (self.spread > 0).all():
             raise ValueError("spreads of inputs that are not positive")
         if not all(np.isfinite(array).all() for array in self.arrays().values()):
@@ -95,70 +116,99 @@ class Network:
         return [
             ("1", self.weights_1, self.biases_1),
             ("2", self.weights_2, self.biases_2),
-            ("3", self.weights_3, self.biases_3),
+            ("added", self.weights_added, self.biases_added),
+            ("shares", self.weights_shares, self.biases_shares),
         ]
+
+    @property
+    def outputs(self) -> int:
+        """Quantiles that it tells."""
+        return len(self.biases_added)
+
+    @property
+    def seen(self) -> int:
+        """The number of inputs, the first ones, among which it chooses."""
+        return len(self.biases_shares) // self.outputs - 1
 
     def __call__(self, rows: _Floats) -> _Floats:
         """Outputs [outputs, rows] for `rows` [columns, rows]."""
-        told = np.empty((len(self.biases_3), rows.shape[1]), dtype=np.float32)
+        told = np.empty((self.outputs, rows.shape[1]), dtype=np.float32)
         for at in range(0, rows.shape[1], _ROWS):
-            values = _scaled(rows[:, at : at + _ROWS].T, self.middle, self.spread)
-            for _, weights, biases in self.layers()[:-1]:
+            some = rows[:, at : at + _ROWS].T
+            values = _scaled(some, self.middle, self.spread)
+            for _, weights, biases in self.layers()[:2]:
                 values = values @ weights
                 values += biases
                 values *= _sigmoid(values)
-            told[:, at : at + _ROWS] = _stretched(values @ self.weights_3 + self.biases_3).T
+            added = _stretched(values @ self.weights_added + self.biases_added)
+            shares = _shares(values @ self.weights_shares + self.biases_shares, self.outputs)
+            told[:, at : at + _ROWS] = (added + _mean(shares, _seen(some, self.seen))).T
         return told
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What several networks may learn from: `inputs` [examples, columns], scaled by `middle` and
-    `spread`, the `outcomes`, and each example's `share` of all that is drawn."""
+    """What several networks may learn from: `rows` [examples, columns], whose first `seen`
+    columns can be chosen among, the `outcomes`, each example's `share` of all that is drawn, and
+    the `middle` and `spread` by which rows are scaled."""
 
-    inputs: _Floats
+    rows: _Floats
+    seen: int
     outcomes: _Floats
     share: NDArray[np.float64]
     middle: _Floats
     spread: _Floats
 
 
-def lesson(shown: Examples, like: Network | None = None) -> Lesson:
-    """What is shown, scaled as for the network `like`, or as it needs to be."""
-    rows = shown.rows
-    middle, spread = (like.middle, like.spread) if like else _usual(rows)
-    inputs = np.empty(rows.shape, dtype=np.float32)
-    for at in range(0, len(rows), _ROWS):
-        inputs[at : at + _ROWS] = _scaled(rows[at : at + _ROWS], middle, spread)
+def lesson(shown: Examples, like: Lesson | Network | None = None) -> Lesson:
+    """What is shown, scaled as for `like`, or as it needs to be."""
+    middle, spread = (like.middle, like.spread) if like else _usual(shown.rows)
     share = shown.weights / shown.weights.sum()
-    return Lesson(inputs, shown.values.astype(np.float32), share, middle, spread)
+    outcomes = shown.values.astype(np.float32)
+    return Lesson(shown.rows, shown.levels, outcomes, share, middle, spread)
 
 
-def learn(
-    given: Lesson, descent: Descent, rng: np.random.Generator, begin: Network | None = None
-) -> Network:
-    """A network for a lesson, each of whose examples counts as much as its share says; one that
-    begins with what `begin` knows already, which must be scaled alike, learns from fewer epochs.
-    Raises ValueError where learning comes to no end that is finite."""
-    width = len(begin.biases_1) if begin else descent.width
-    state = _State.begun((given.inputs.shape[1], width, width, len(QUANTILES)), rng)
-    if begin:
-        state.take(begin)
-    count = len(given.inputs)
-    batch = min(descent.batch, count)
-    steps = max(1, count // batch)
-    for epoch in range(descent.epochs):
-        drawn = rng.choice(count, steps * batch, p=given.share)
-        for step in range(steps):
-            some = drawn[step * batch : (step + 1) * batch]
-            done = (epoch * steps + step) / (descent.epochs * steps)
-            rate = descent.rate * _course(done)
-            state.descend(given.inputs[some], given.outcomes[some], rate, descent, rng)
-    if not np.isfinite(state.flat).all():
-        raise ValueError("a network did not learn: its weights are not finite")
-    (w1, b1), (w2, b2), (w3, b3) = state.layers
-    parts = (part.copy() for part in (w1, b1, w2, b2, w3, b3))
-    return Network(given.middle, given.spread, *parts)
+class Learner:
+    """A network that learns, from one lesson or from several that are alike.
+
+    One that begins with what `begin` knows, which must be of lessons scaled alike, needs fewer
+    epochs.
+    """
+
+    def __init__(
+        self, descent: Descent, rng: np.random.Generator, begin: Network | None = None
+    ) -> None:
+        self._descent, self._rng, self._begin = descent, rng, begin
+        self._state: _State | None = None
+        self._done = 0.0
+
+    def study(self, given: Lesson, part: float = 1.0) -> None:
+        """Learn from `given`, whose examples count as much as their shares say, for so large a
+        part of the whole course."""
+        descent, rng = self._descent, self._rng
+        if self._state is None:
+            self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
+            if self._begin:
+                self._state = _State.gone_on(self._begin)
+        batch = min(descent.batch, len(given.rows))
+        steps = max(1, round(part * descent.epochs * len(given.rows) / batch))
+        drawn = rng.choice(len(given.rows), (steps, batch), p=given.share)
+        for step, some in enumerate(drawn):
+            rate = descent.rate * _course(self._done + part * step / steps)
+            rows = given.rows[some]
+            inputs = _scaled(rows, given.middle, given.spread)
+            self._state.descend(
+                inputs, _seen(rows, given.seen), given.outcomes[some], rate, descent, rng
+            )
+        self._done += part
+
+    def network(self, given: Lesson) -> Network:
+        """What was learned, from lessons scaled as `given` is. Raises ValueError where learning
+        came to no end that is finite."""
+        if self._state is None or not np.isfinite(self._state.flat).all():
+            raise ValueError("a network did not learn: its weights are not finite")
+        layers = (part.copy() for layer in self._state.layers for part in layer)
+        return Network(given.middle, given.spread, *layers)
 
 
 def _usual(rows: _Floats) -> tuple[_Floats, _Floats]:
@@ -180,41 +230,65 @@ def _course(done: float) -> float:
 class _State:
     """What learning changes: all weights in one array, of which the layers are views."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        sizes = list(pairwise(shape))
-        total = sum(i * o + o for i, o in sizes)
+    def __init__(self, shape: list[tuple[int, int]]) -> None:
+        total = sum(i * o + o for i, o in shape)
         self.flat = np.zeros(total, dtype=np.float32)
         self.slope = np.zeros_like(self.flat)
-        self.layers = _views(self.flat, sizes)
-        self._slopes = _views(self.slope, sizes)
+        self.layers = _views(self.flat, shape)
+        self._slopes = _views(self.slope, shape)
         self._mean, self._square = np.zeros_like(self.flat), np.zeros_like(self.flat)
         self._steps = 0
 
     @classmethod
-    def begun(cls, shape: tuple[int, ...], rng: np.random.Generator) -> _State:
+    def begun(cls, columns: int, width: int, seen: int, rng: np.random.Generator) -> _State:
         """With random weights, about as large as keeps the size of what passes (Glorot and
-        Bengio 2010)."""
-        state = cls(shape)
-        for weights, _ in state.layers:
+        Bengio 2010); nothing is added at first."""
+        outputs = len(QUANTILES)
+        hidden = list(pairwise((columns, width, width)))
+        state = cls([*hidden, (width, outputs), (width, outputs * (seen + 1))])
+        for weights, _ in state.layers[:2]:
             limit = np.sqrt(6.0 / sum(weights.shape))
             weights[...] = rng.uniform(-limit, limit, weights.shape)
+        shares = state.layers[3][0]
+        shares[...] = rng.normal(scale=_ALIKE, size=shares.shape)
         return state
 
-    def take(self, begin: Network) -> None:
-        """Go on from the weights of `begin`."""
+    @classmethod
+    def gone_on(cls, begin: Network) -> _State:
+        """With the weights of `begin`."""
+        known = begin.layers()
+        state = cls([(len(weights), len(biases)) for _, weights, biases in known])
         for (weights, biases), (_, from_weights, from_biases) in zip(
-            self.layers, begin.layers(), strict=True
+            state.layers, known, strict=True
         ):
             weights[...], biases[...] = from_weights, from_biases
+        return state
 
     def descend(
-        self, x: _Floats, came: _Floats, rate: float, how: Descent, rng: np.random.Generator
+        self,
+        x: _Floats,
+        seen: _Floats,
+        came: _Floats,
+        rate: float,
+        how: Descent,
+        rng: np.random.Generator,
     ) -> None:
-        """One step by the examples `x` [examples, inputs]."""
-        (w1, b1), (w2, b2), (w3, b3) = self.layers
+        """One step by the examples `x` [examples, inputs], `seen` [examples, values]."""
+        (w1, b1), (w2, b2), (w3, b3), (w4, b4) = self.layers
         first, slope_1 = _neurons(x @ w1 + b1, how.drop, rng)
         second, slope_2 = _neurons(first @ w2 + b2, how.drop, rng)
-        self._backward(x, first, second, slope_1, slope_2, _pull(second @ w3 + b3, came))
+        added = second @ w3 + b3
+        # The base is never hidden, so that there is always something to choose.
+        hidden = rng.random(seen.shape, dtype=np.float32) < how.hide if how.hide else None
+        shares = _shares(second @ w4 + b4, len(QUANTILES), hidden)
+        chosen = _mean(shares, seen)
+        pull = _pull(chosen + _stretched(added), came)
+        shares[..., :-1] *= seen[:, None] - chosen[..., None]
+        shares[..., -1] *= -chosen
+        shares *= pull[..., None]
+        bound = np.clip(added, -_FARTHEST_OUT, _FARTHEST_OUT)
+        back = [pull * np.cosh(bound), shares.reshape(len(x), -1)]
+        self._backward(x, first, second, slope_1, slope_2, back)
         self._step(rate)
 
     def _backward(
@@ -224,13 +298,16 @@ class _State:
         second: _Floats,
         slope_1: _Floats,
         slope_2: _Floats,
-        pull: _Floats,
+        pulls: list[_Floats],
     ) -> None:
-        (_, _), (w2, _), (w3, _) = self.layers
-        (dw1, db1), (dw2, db2), (dw3, db3) = self._slopes
-        np.matmul(second.T, pull, out=dw3)
-        pull.sum(axis=0, out=db3)
-        back = (pull @ w3.T) * slope_2
+        (_, _), (w2, _), *last = self.layers
+        (dw1, db1), (dw2, db2), *slopes = self._slopes
+        back = np.zeros_like(second)
+        for pull, (weights, _), (slope, bias) in zip(pulls, last, slopes, strict=True):
+            np.matmul(second.T, pull, out=slope)
+            pull.sum(axis=0, out=bias)
+            back += pull @ weights.T
+        back *= slope_2
         np.matmul(first.T, back, out=dw2)
         back.sum(axis=0, out=db2)
         back = (back @ w2.T) * slope_1
@@ -271,14 +348,34 @@ def _neurons(values: _Floats, drop: float, rng: np.random.Generator) -> tuple[_F
     return passed, slope
 
 
+def _shares(values: _Floats, outputs: int, hidden: NDArray[np.bool_] | None = None) -> _Floats:
+    """Shares [rows, outputs, seen + 1] that are 1 together, from what the last layer says of
+    them [rows, outputs * (seen + 1)]."""
+    shares = values.reshape(len(values), outputs, -1)
+    if hidden is not None:
+        np.copyto(shares[..., :-1], _HIDDEN, where=hidden[:, None])
+    shares -= shares.max(axis=2, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= shares.sum(axis=2, keepdims=True)
+    return shares
+
+
+def _mean(shares: _Floats, seen: _Floats) -> _Floats:
+    """The mean [rows, outputs] of what was seen and of the base, by their shares."""
+    return np.asarray(np.matmul(shares[..., :-1], seen[..., None])[..., 0])
+
+
+def _seen(rows: _Floats, count: int) -> _Floats:
+    """The values that there are to choose among; what is not known is as the base."""
+    values = np.nan_to_num(rows[:, :count], posinf=_FARTHEST_SEEN, neginf=-_FARTHEST_SEEN)
+    return np.clip(values, -_FARTHEST_SEEN, _FARTHEST_SEEN)
+
+
 def _pull(told: _Floats, came: _Floats) -> _Floats:
-    """The slope of the mean pinball loss by what is told before it is stretched."""
+    """The slope of the mean pinball loss by what is told."""
     levels = np.array(QUANTILES, dtype=np.float32)
-    below = came[:, None] > _stretched(told)
-    pull = np.where(below, -levels, 1 - levels) * np.cosh(
-        np.clip(told, -_FARTHEST_OUT, _FARTHEST_OUT)
-    )
-    return np.asarray(pull / told.size, dtype=np.float32)
+    below = came[:, None] > told
+    return np.asarray(np.where(below, -levels, 1 - levels) / told.size, dtype=np.float32)
 
 
 def _sigmoid(values: _Floats) -> _Floats:

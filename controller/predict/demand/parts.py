@@ -45,7 +45,7 @@ def on_all_cores(work: Callable[[Panel], _Told], panel: Panel, most: int) -> lis
 def side_by_side(work: Callable[[_Given], _Told], given: Iterable[_Given]) -> list[_Told]:
     """What `work` makes of each of what is given, in order, on all cores. Linear algebra, which
     would have threads of its own, has none meanwhile."""
-    # Warnings are the process's: here they are let pass until all threads have ended.
+    # Filters of warnings are set once here, and not by each thread in turn.
     with gaps_allowed(), threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(work, given))
 

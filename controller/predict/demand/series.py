@@ -7,6 +7,7 @@ only short gaps are filled. Models meet finite, non-negative values, or NaN for 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -193,11 +194,37 @@ def rates(times: ArrayLike, counts: ArrayLike, longest: float = 2 * STEP) -> tup
     return when[1:][good], grown[good] / passed[good]
 
 
+class _Silence:
+    """Filters of warnings, which are the process's: set by the first thread that needs them and
+    taken back by the last, since threads that did so each for itself would undo each other's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            self._before = warnings.catch_warnings()
+            self._before.__enter__()
+            for message in ("Mean of empty slice", "All-NaN", "Degrees of freedom"):
+                warnings.filterwarnings("ignore", message=message)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
 @contextmanager
 def gaps_allowed() -> Iterator[None]:
     """Let numpy take means and maxima of nothing but NaN: they are NaN, as is meant."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.filterwarnings("ignore", message="Mean of empty slice")
-        warnings.filterwarnings("ignore", message="All-NaN")
-        warnings.filterwarnings("ignore", message="Degrees of freedom")
+    with _silence, np.errstate(invalid="ignore", divide="ignore"):
         yield
