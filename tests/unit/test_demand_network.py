@@ -147,7 +147,7 @@ def test_a_file_is_checked(network):
         {"middle": arrays["middle"].astype(np.float64)},
     ]
     for change in broken:
-        with pytest.raises(ValueError, match=r"layer|spread|finite|precision"):
+        with pytest.raises(ValueError, match=r"layer|shares|spread|finite|precision"):
             Network.of(arrays | change)
 
 

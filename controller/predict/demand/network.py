@@ -11,8 +11,8 @@ at random, and values hidden, so that no one of them is relied upon. Inputs and 
 tails of several powers of ten: both go through arcsinh, which is linear near zero and a logarithm
 far from it.
 
-It is small enough for numpy, which gives up the interpreter's lock meanwhile: to learn takes
-two minutes, to tell 10 microseconds a row.
+It is small enough for numpy, which gives up the interpreter's lock meanwhile: to learn three
+million times from an example takes a minute, to tell 7 microseconds a row.
 """
 
 from __future__ import annotations
@@ -92,8 +92,10 @@ class Network:
         for inputs, (name, weights, biases) in zip(before, self.layers(), strict=True):
             if weights.ndim != 2 or weights.shape != (inputs, len(biases)):
                 raise ValueError(f"layer {name} is of {weights.shape}, after {inputs} inputs")
-        if len(self.biases_shares) % self.outputs or not 0 <= self.seen <= columns:
-            raise ValueError(f"layer shares has {len(self.biases_shares)} outputs")
+        if not self.outputs or len(self.biases_shares) != self.outputs * (self.seen + 1):
+            raise ValueError(f"{len(self.biases_shares)} shares for {self.outputs} quantiles")
+        if not 0 <= self.seen <= columns:
+            raise ValueError(f"layer shares chooses among {self.seen} of {columns} inputs")
         if self.spread.shape != self.middle.shape or not (self.spread > 0).all():
             raise ValueError("spreads of inputs that are not positive")
         if not all(np.isfinite(array).all() for array in self.arrays().values()):
