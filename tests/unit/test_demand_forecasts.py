@@ -72,6 +72,9 @@ def test_every_target_is_told_for_a_day(trained):
     assert {forecast.reason.model for forecast in told} <= {"global", "seasonal-naive"}
     assert set(told[0].reason.losses) == {"global", "seasonal-naive"}
     assert told[0].times[0] == MONDAY + DAYS * 86_400
+    for forecast in told:  # and of what it is made
+        notes = " ".join(forecast.reason.notes)
+        assert ("the median follows" in notes) == (forecast.reason.model == "global")
 
 
 def test_steps_of_5_minutes_reach_a_day_when_asked(trained):

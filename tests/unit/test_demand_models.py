@@ -19,6 +19,7 @@ from controller.predict.demand.network import Descent
 from controller.predict.demand.newcomers import learn
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.series import DAY_BINS, Metric
+from controller.predict.demand.sources import SOURCES, in_words, sources
 from controller.predict.demand.targets import Target
 from controller.predict.demand.training import HELD_OUT, retrain
 
@@ -61,6 +62,38 @@ def test_nothing_of_the_future_is_seen():
             for v in (values, changed)
         ]
         np.testing.assert_array_equal(told[0].rows, told[1].rows)
+
+
+def test_whatever_is_told_is_said_to_be_of_something():
+    seen = summarise(panel_of(rhythm(15, 2)))
+    for target in Target:
+        made = design(seen, target, [1])
+        names = made.columns[: made.levels]
+        assert sources(names, target).sum(axis=1).tolist() == [1.0] * (made.levels + 1)
+    with pytest.raises(ValueError, match="tomorrow of hours"):
+        sources(["tomorrow"], Target.HOURS)
+
+
+def test_what_a_forecast_is_made_of_adds_up(model):
+    past = panel_of(rhythm(8, 3, seed=5))
+    told, notes = model.explained(past, {Target.HOURS: 24})
+    np.testing.assert_array_equal(told[Target.HOURS], model.quantiles(past, Target.HOURS, 24))
+    assert len(notes[Target.HOURS]) == 3
+    learned = model.learned[Target.HOURS]
+    made = design(summarise(past), Target.HOURS, range(1, 25))
+    _, shares = learned(made.values, sources(made.columns[: made.levels], Target.HOURS), None)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    assert (
+        "boosted trees" in model.alone("trees").explained(past, {Target.HOURS: 24})[1]["hours"][0]
+    )
+
+
+def test_what_counts_most_is_said_first():
+    shares = np.zeros(len(SOURCES))
+    shares[[0, 3, 5]] = 0.2, 0.75, 0.05
+    assert in_words(shares) == (
+        "the median follows the same time of other days (75%), the last hours (20%)"
+    )
 
 
 def test_a_model_is_the_same_after_it_was_kept(model, tmp_path):

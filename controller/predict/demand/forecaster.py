@@ -22,7 +22,7 @@ from controller.predict.demand.global_model import Training
 from controller.predict.demand.keep import ModelStore
 from controller.predict.demand.known import Known
 from controller.predict.demand.ledger import Ledger, Told
-from controller.predict.demand.models import Model, ask
+from controller.predict.demand.models import Explaining, Model, ask
 from controller.predict.demand.newcomers import ENOUGH, Kin, Peers
 from controller.predict.demand.seasonal import SeasonalNaive
 from controller.predict.demand.selection import Scores
@@ -145,7 +145,13 @@ class Forecaster:
         forecasts: list[Forecast] = []
         told: list[Told] = []
         known = Known.of(past)
-        every = {m.name: ask(m, past, wanted) for m in self._candidates(past, candidates)}
+        every: dict[str, dict[Target, Array]] = {}
+        why: dict[str, dict[Target, list[str]]] = {}
+        for model in self._candidates(past, candidates):
+            if isinstance(model, Explaining):
+                every[model.name], why[model.name] = model.explained(past, wanted)
+            else:
+                every[model.name] = ask(model, past, wanted)
         short = np.flatnonzero(known.recent < ENOUGH)
         peers = self._peers_of(past) if len(short) or not _all_told(every.values()) else None
         if peers is not None:
@@ -165,7 +171,8 @@ class Forecaster:
             ]
             used = _finished(past, target, values, calendars, known)
             kinds = {n: peers.kind(panel.names[n], target) for n in short.tolist()} if peers else {}
-            forecasts += _told(panel, target, used, choice, scores, calendars, known, kinds)
+            notes = {name: said[target] for name, said in why.items()}
+            forecasts += _told(panel, target, used, choice, scores, calendars, known, kinds, notes)
         return Round(tuple(forecasts), tuple(told))
 
     def _calendars(self, panel: Panel) -> list[Calendar]:
@@ -252,8 +259,9 @@ def _told(
     calendars: Sequence[Calendar],
     known: Known,
     kinds: Mapping[int, str | None],
+    why: Mapping[str, Sequence[str]],
 ) -> list[Forecast]:
-    """A record for each series, with its reasons."""
+    """A record for each series, with its reasons; `why` has those of models that give any."""
     out = []
     means = scores.means.T.tolist()
     capacities = panel.capacity.tolist()
@@ -267,10 +275,12 @@ def _told(
         }
         events = calendars[row].names(panel.end, reach) if calendars[row].events else ()
         notes = [f"the calendar has {name} in this time" for name in events]
+        model = scores.models[chosen]
+        if model in why:
+            notes.append(why[model][row])
         if row in kinds:
             notes.append(_hardly_known(int(known.recent[row]), kinds[row]))
         begun, ended = (first[row], last[row]) if bins[row] else (None, None)
-        model = scores.models[chosen]
         reason = Reason(model, bins[row], begun, ended, losses, tuple(notes))
         limit = capacities[row] if math.isfinite(capacities[row]) else None
         out.append(Forecast(vm, panel.metric, target, panel.end, values[row], limit, reason))

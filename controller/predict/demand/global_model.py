@@ -25,6 +25,7 @@ from controller.predict.demand.features import Design, design, summarise, togeth
 from controller.predict.demand.network import Descent, Learner, Network
 from controller.predict.demand.parts import cached, on_all_cores, side_by_side
 from controller.predict.demand.series import Array, Panel
+from controller.predict.demand.sources import in_words, sources
 from controller.predict.demand.targets import QUANTILES, Target
 from controller.predict.demand.trees import Trees
 
@@ -73,19 +74,27 @@ class Learned:
             raise ValueError("trees ask for columns that there are not")
         if any(len(n.middle) != len(self.columns) for n in self.networks):
             raise ValueError(f"a network of other columns than {len(self.columns)}")
+        if len({n.seen for n in self.networks}) > 1:
+            raise ValueError("networks that choose among different numbers of values")
 
-    def __call__(self, rows: Array, only: Literal["trees", "networks"] | None) -> Array:
-        """Scaled quantiles [quantiles, rows] of `rows` [columns, rows]."""
+    def __call__(
+        self, rows: Array, sources: Array, only: Literal["trees", "networks"] | None
+    ) -> tuple[Array, Array]:
+        """Scaled quantiles [quantiles, rows] of `rows` [columns, rows], and how much `sources`
+        [levels + 1, sources] count in the networks' medians [rows, sources]."""
         share = {None: _TREES, "trees": 1.0, "networks": 0.0}[only]
         if not self.networks:
             share = 1.0
         told = np.zeros((len(QUANTILES), rows.shape[1]))
+        counted = np.zeros((rows.shape[1], sources.shape[1]))
         if share > 0:
             told += share * self.trees(rows)
         if share < 1:
             for each in self.networks:
-                told += (1 - share) / len(self.networks) * each(rows)
-        return told
+                own, shares = each.explained(rows, sources)
+                told += (1 - share) / len(self.networks) * own
+                counted += shares / len(self.networks)
+        return told, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +116,37 @@ class GlobalModel:
 
     def many(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
         """Several targets at once, which spares looking at the past several times."""
-        told = on_all_cores(lambda part: self._part(part, steps), past, _PART)
-        return {target: np.concatenate([part[target] for part in told]) for target in steps}
+        return {target: told for target, (told, _) in self._all(past, steps).items()}
 
-    def _part(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
+    def explained(
+        self, past: Panel, steps: Mapping[Target, int]
+    ) -> tuple[dict[Target, Array], dict[Target, list[str]]]:
+        """See Explaining."""
+        told = self._all(past, steps)
+        return (
+            {target: values for target, (values, _) in told.items()},
+            {target: [in_words(row) for row in shares] for target, (_, shares) in told.items()},
+        )
+
+    def _all(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, tuple[Array, Array]]:
+        """Quantiles, and the share of each of SOURCES in the median [series, SOURCES]."""
+        told = on_all_cores(lambda part: self._part(part, steps), past, _PART)
+        return {
+            target: (
+                np.concatenate([part[target][0] for part in told]),
+                np.concatenate([part[target][1] for part in told]),
+            )
+            for target in steps
+        }
+
+    def _part(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, tuple[Array, Array]]:
         seen: dict[Target, list[Design]] = {target: [] for target in steps}
         for few in cached(past):
             summary = summarise(few)
             for target, count in steps.items():
                 seen[target].append(design(summary, target, range(1, count + 1)))
         unknown = ~np.isfinite(past.window()).any(axis=1)
-        out: dict[Target, Array] = {}
+        out: dict[Target, tuple[Array, Array]] = {}
         for target in steps:
             made = together(seen.pop(target))
             learned = self.learned[target]
@@ -126,11 +155,13 @@ class GlobalModel:
                     f"the {self.family} model of {target} was trained on other columns than "
                     "this version makes: train it again"
                 )
-            told = learned(made.values, self.only)
+            names = sources(made.columns[: made.levels], target)
+            told, counted = learned(made.values, names, self.only)
             scaled = np.moveaxis(told.reshape(-1, *made.base.shape), 0, -1)
             values = made.base[..., None] + made.scale[:, None, None] * scaled
             values[unknown] = np.nan
-            out[target] = values
+            shares = counted.reshape(*made.base.shape, -1).mean(axis=1)
+            out[target] = values, shares
         return out
 
     def dump(self) -> bytes:

@@ -34,6 +34,17 @@ class Joint(Protocol):
         ...
 
 
+@runtime_checkable
+class Explaining(Protocol):
+    """A model that can say what its forecasts are made of."""
+
+    def explained(
+        self, past: Panel, steps: Mapping[Target, int]
+    ) -> tuple[dict[Target, Array], dict[Target, list[str]]]:
+        """What `Joint.many` tells, and of each target a note for each series."""
+        ...
+
+
 def ask(model: Model, past: Panel, steps: Mapping[Target, int]) -> dict[Target, Array]:
     """What `model` tells of several targets."""
     if isinstance(model, Joint):

@@ -134,7 +134,13 @@ class Network:
 
     def __call__(self, rows: _Floats) -> _Floats:
         """Outputs [outputs, rows] for `rows` [columns, rows]."""
+        return self.explained(rows, np.empty((self.seen + 1, 0), dtype=np.float32))[0]
+
+    def explained(self, rows: _Floats, sources: _Floats) -> tuple[_Floats, _Floats]:
+        """Outputs for `rows`, and the shares [rows, sources] that `sources` [seen + 1, sources]
+        together have in the first."""
         told = np.empty((self.outputs, rows.shape[1]), dtype=np.float32)
+        counted = np.empty((rows.shape[1], sources.shape[1]), dtype=np.float32)
         for at in range(0, rows.shape[1], _ROWS):
             some = rows[:, at : at + _ROWS].T
             values = _scaled(some, self.middle, self.spread)
@@ -145,7 +151,8 @@ class Network:
             added = _stretched(values @ self.weights_added + self.biases_added)
             shares = _shares(values @ self.weights_shares + self.biases_shares, self.outputs)
             told[:, at : at + _ROWS] = (added + _mean(shares, _seen(some, self.seen))).T
-        return told
+            counted[at : at + _ROWS] = shares[:, 0] @ sources
+        return told, counted
 
 
 @dataclass(frozen=True, slots=True)
