@@ -91,9 +91,10 @@ def test_what_a_forecast_is_made_of_adds_up(model):
 def test_what_counts_most_is_said_first():
     shares = np.zeros(len(SOURCES))
     shares[[0, 3, 5]] = 0.2, 0.75, 0.05
-    assert in_words(shares) == (
+    assert in_words(shares, Target.HOURS) == (
         "the median follows the same time of other days (75%), the last hours (20%)"
     )
+    assert "the peaks of other days (75%)" in in_words(shares, Target.DAY_PEAK)
 
 
 def test_a_model_is_the_same_after_it_was_kept(model, tmp_path):

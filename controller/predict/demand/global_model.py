@@ -125,7 +125,7 @@ class GlobalModel:
         told = self._all(past, steps)
         return (
             {target: values for target, (values, _) in told.items()},
-            {target: [in_words(row) for row in shares] for target, (_, shares) in told.items()},
+            {t: [in_words(row, t) for row in shares] for t, (_, shares) in told.items()},
         )
 
     def _all(self, past: Panel, steps: Mapping[Target, int]) -> dict[Target, tuple[Array, Array]]:
