@@ -29,6 +29,12 @@ def test_only_tunnels_are_limited():
         assert netns.call("tc", "class", "show", "dev", cable) == ""
 
 
+def test_programs_of_any_user_may_have_taps():
+    """As those of a libvirt that is no root's, also where the machine's node is root's alone."""
+    opened = ("sh", "-c", "exec 3<>/dev/net/tun")
+    subprocess.run(opened, user="nobody", group="nogroup", extra_groups=[], check=True)
+
+
 def _left() -> tuple[list[str], list[str], str, str]:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     interfaces = sorted(path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir())
