@@ -76,7 +76,7 @@ SAMPLE_EVERY = 17 * 12 + 1
 SAMPLE_VMS = 12
 #: Rows that trees and networks are timed on.
 TIMED_ROWS = 100_000
-QUICK = Training(rows=4_000, networks=1, growth=Growth(rows=4_000, iterations=15))
+QUICK = Training(rows=20_000, networks=1, growth=Growth(rows=4_000, iterations=15))
 
 
 @dataclass(slots=True)

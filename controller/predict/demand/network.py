@@ -43,6 +43,8 @@ _MOMENTUM, _SQUARES, _TINY, _DECAY = 0.9, 0.999, 1e-8, 0.01
 _RISE = 0.1
 #: Of the gradient's length, what is at most used: one example far out would undo a thousand.
 _LONGEST = 1.0
+#: Steps in which all examples are seen once, at least, and examples of the smallest of them.
+_STEPS, _SMALLEST = 128, 64
 #: Deviation of the weights of shares at first: about all that was seen counts alike.
 _ALIKE = 0.02
 #: What stands for the share of a value that is hidden, before the exponential.
@@ -54,8 +56,8 @@ _Floats = NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class Descent:
     """How a network learns: neurons of each hidden layer, times that it sees as many examples
-    as a lesson has, examples of a step, the highest rate, and the shares of neurons that are
-    left out and of seen values that are hidden at a time."""
+    as a lesson has, examples of a step at most, the highest rate, and the shares of neurons that
+    are left out and of seen values that are hidden at a time."""
 
     width: int = 256
     epochs: int = 5
@@ -199,7 +201,8 @@ class Learner:
             self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
             if self._begin:
                 self._state = _State.gone_on(self._begin)
-        batch = min(descent.batch, len(given.rows))
+        # Few examples are learned in small steps: otherwise there would be too few of these.
+        batch = min(descent.batch, len(given.rows), max(_SMALLEST, len(given.rows) // _STEPS))
         steps = max(1, round(part * descent.epochs * len(given.rows) / batch))
         drawn = rng.choice(len(given.rows), (steps, batch), p=given.share)
         for step, some in enumerate(drawn):
