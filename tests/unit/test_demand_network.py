@@ -31,10 +31,9 @@ def examples(count=6_000, seed=0):
 
 
 def learn(shown, descent, seed, begin=None):
-    given = lesson(shown, begin)
     learner = Learner(descent, np.random.default_rng(seed), begin)
-    learner.study(given)
-    return learner.network(given)
+    learner.study(lesson(shown, begin))
+    return learner.network()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_several_lessons_teach_like_a_long_one():
         given = lesson(examples(2_000, seed=11 + number), first)
         learner.study(given, 1 / 3)
     fresh = examples(5_000, seed=2)
-    short = pinball(fresh.values, learner.network(given)(fresh.rows.T).T).mean()
+    short = pinball(fresh.values, learner.network()(fresh.rows.T).T).mean()
     same = np.broadcast_to(np.quantile(fresh.values, QUANTILES), (5_000, len(QUANTILES)))
     assert short < 0.6 * pinball(fresh.values, same).mean()
 

@@ -258,5 +258,5 @@ def _learned(
             shown = examples(panels, target, how.rows, rng)
             given = network.lesson(shown, given)
         side_by_side(methodcaller("study", given, 1 / lessons), learners)
-    networks = tuple(learner.network(given) for learner in learners)
+    networks = tuple(learner.network() for learner in learners)
     return Learned(shown.columns, trees, networks)

@@ -191,6 +191,7 @@ class Learner:
     ) -> None:
         self._descent, self._rng, self._begin = descent, rng, begin
         self._state: _State | None = None
+        self._scaled: tuple[_Floats, _Floats] | None = None  # middle and spread
         self._done = 0.0
 
     def study(self, given: Lesson, part: float = 1.0) -> None:
@@ -198,9 +199,11 @@ class Learner:
         part of the whole course."""
         descent, rng = self._descent, self._rng
         if self._state is None:
-            self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
             if self._begin:
                 self._state = _State.gone_on(self._begin)
+            else:
+                self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
+            self._scaled = given.middle, given.spread
         # Few examples are learned in small steps: otherwise there would be too few of these.
         batch = min(descent.batch, len(given.rows), max(_SMALLEST, len(given.rows) // _STEPS))
         steps = max(1, round(part * descent.epochs * len(given.rows) / batch))
@@ -214,13 +217,13 @@ class Learner:
             )
         self._done += part
 
-    def network(self, given: Lesson) -> Network:
-        """What was learned, from lessons scaled as `given` is. Raises ValueError where learning
-        came to no end that is finite."""
-        if self._state is None or not np.isfinite(self._state.flat).all():
+    def network(self) -> Network:
+        """What was learned. Raises ValueError where nothing was, or learning came to no end that
+        is finite."""
+        if not self._state or not self._scaled or not np.isfinite(self._state.flat).all():
             raise ValueError("a network did not learn: its weights are not finite")
         layers = (part.copy() for layer in self._state.layers for part in layer)
-        return Network(given.middle, given.spread, *layers)
+        return Network(*self._scaled, *layers)
 
 
 def _usual(rows: _Floats) -> tuple[_Floats, _Floats]:
