@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from xml.etree import ElementTree
 
 import leftovers
 
@@ -127,6 +128,7 @@ def _all(runs: Sequence[Run]) -> int:
     environment = {**os.environ, "TMPDIR": str(temporary), leftovers.MARK: mark}
     environment.pop(_OWN_TMP, None)
     faults: list[str] = []
+    failed: list[str] = []
     times: list[str] = []
     stopped = 0
     try:
@@ -134,7 +136,9 @@ def _all(runs: Sequence[Run]) -> int:
         for run in runs:
             started = time.monotonic()
             print(f"\n---- {run.title} ----", flush=True)
-            fault = _run(run, environment)
+            report = temporary / "report.xml"
+            fault = _run(run, environment, report)
+            failed += _failed(report)
             times.append(f"{run.title} {time.monotonic() - started:.0f} s")
             if fault:
                 faults.append(f"{run.title}: {fault}")
@@ -147,17 +151,22 @@ def _all(runs: Sequence[Run]) -> int:
     faults += [f"left behind: file {path}" for path in _left_in_tmp(temporary)]
     shutil.rmtree(temporary)
     print(f"\ntimes: {', '.join(times)}")
+    print("".join(f"failed: {test}\n" for test in failed), end="")
     print("".join(f"FAILED: {fault}\n" for fault in faults) or "nothing was left behind\n", end="")
     if stopped:
         return 128 + stopped
     return 1 if faults else 0
 
 
-def _run(run: Run, environment: dict[str, str]) -> str | None:
-    """Why the run failed, or None. Raises _Stop after the run has ended, where one came."""
+def _run(run: Run, environment: dict[str, str], report: Path) -> str | None:
+    """Why the run failed, or None; `report` (JUnit's XML) has what became of its tests.
+    Raises _Stop after the run has ended, where one came."""
     # In a process group of its own: what a terminal sends it comes from here, and so once.
     child = subprocess.Popen(
-        run.command, env={**environment, **run.settings}, stdin=subprocess.DEVNULL, process_group=0
+        (*run.command, f"--junitxml={report}"),
+        env={**environment, **run.settings},
+        stdin=subprocess.DEVNULL,
+        process_group=0,
     )
     try:
         status = child.wait(run.limit_s)
@@ -170,6 +179,22 @@ def _run(run: Run, environment: dict[str, str]) -> str | None:
     if status == _NO_TESTS:
         return "no test was collected"
     return f"exit status {status}" if status else None
+
+
+def _failed(report: Path) -> list[str]:
+    """The tests that failed and why, a line each, so that they can be told at the very end; the
+    report is removed."""
+    if not report.exists():  # a run that was killed
+        return []
+    tests = ElementTree.parse(report).iter("testcase")
+    report.unlink()
+    return [
+        f"{test.get('classname')}.{test.get('name')}: {fault.tag}: "
+        + " ".join(fault.get("message", "").split())[:300]
+        for test in tests
+        for fault in test
+        if fault.tag in ("failure", "error")
+    ]
 
 
 def _interrupt(child: subprocess.Popen[bytes]) -> None:

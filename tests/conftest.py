@@ -1,9 +1,11 @@
-"""What all tests share: the rule of the sandbox, and free ports."""
+"""What all tests share: the rule of the sandbox, free ports, and logs beside each failure."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +26,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             "without root, leave these tests out with -m 'not fabric'",
             pytrace=False,
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """What the processes of a deployment have logged stands beside a failure."""
+    report = yield
+    if report.failed:
+        found = {place for value in getattr(item, "funcargs", {}).values() for place in _at(value)}
+        for log in sorted(log for place in found for log in place.glob("*.log")):
+            report.sections.append((str(log), log.read_text(errors="replace")[-20_000:]))
+    return report
+
+
+def _at(value: object) -> list[Path]:
+    """Where a fixture's deployment, if it is or has one, keeps logs."""
+    places = [value, getattr(getattr(value, "deployment", value), "directory", None)]
+    return [place for place in places if isinstance(place, Path)]
 
 
 @pytest.fixture

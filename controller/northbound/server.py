@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -64,7 +65,8 @@ def application(brain: Brain) -> Gate:
     """The ASGI application of `brain`, which starts and stops with it."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await _build_routes(app)
         await brain.start()
         try:
             yield
@@ -117,6 +119,16 @@ def application(brain: Brain) -> Gate:
         ("POST", SAMPLES_PATH): sample_routes.endpoint(brain),
     }
     return Gate(app, brain.settings.northbound, brain.auth, direct)
+
+
+async def _build_routes(app: FastAPI) -> None:
+    """Have all routes made ready before there are threads beside this one.
+
+    FastAPI does that at the first request that goes past them, and silences warnings meanwhile;
+    threads that import or silence something themselves would undo that, or it theirs.
+    """
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        await client.get("http://brain/nothing-is-here")  # a path that every route is asked about
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -1,14 +1,12 @@
 """One fabric of real switches with Pleach on it for each module that asks for `world`.
 
 A module says in `FABRIC` which fabric it wants, and in `SETTINGS` what is to differ from the
-default settings. What the two processes logged is attached to every failure.
+default settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -55,13 +53,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = getattr(item, "module", None)
         if "world" in getattr(item, "fixturenames", ()) or hasattr(module, "Deployment"):
             item.add_marker(pytest.mark.southbound)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    report = yield
-    world = getattr(item, "funcargs", {}).get("world")
-    if report.failed and isinstance(world, World):
-        for log in sorted(Path(world.deployment.directory).glob("*.log")):
-            report.sections.append((log.name, log.read_text(errors="replace")[-20_000:]))
-    return report

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from northbound_server import EDGES, Answer, Running, define, other_store, running, vm, wipe
+from pydantic import TypeAdapter
 
 from controller.api import NewToken, Role
 from controller.client import Problem
 from controller.model.nouns import AccessRule, Host, Migration, Placement, Subnet, Tenant, Vm
 from controller.northbound.auth import OPERATOR_TOKEN_FILE, Buckets
+from controller.northbound.brain import Brain
 from controller.northbound.documents import RECORD_EXAMPLES
 from controller.observe.cloudevents import EventType
 from controller.store import StoreBusy, StoreCorrupt, StoreFull
@@ -53,6 +55,33 @@ def served(shared: Running) -> Iterator[Running]:
 def defined(served: Running) -> Running:
     define(served)
     return served
+
+
+def test_routes_are_ready_before_threads_run_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FastAPI would make at a first request, it has made when the loops start."""
+    made: list[int] = []  # by which thread
+    make, start = TypeAdapter.__init__, Brain.start
+    before: list[int] = []
+    serving: list[int] = []
+
+    def making(self: TypeAdapter[Any], *args: Any, **named: Any) -> None:
+        made.append(threading.get_ident())
+        make(self, *args, **named)
+
+    async def starting(self: Brain) -> None:
+        serving.append(threading.get_ident())
+        before.append(made.count(serving[0]))
+        await start(self)
+
+    monkeypatch.setattr(TypeAdapter, "__init__", making)
+    monkeypatch.setattr(Brain, "start", starting)
+    with running(tmp_path / "state") as served:
+        for path in ("/v1/health", "/v1/vms", "/v1/changes?after=0", "/v1/nothing"):
+            assert served.call("GET", path).status < 500
+    assert before[0] > 0
+    assert made.count(serving[0]) == before[0]
 
 
 def post(served: Running, body: object, **more: str) -> Answer:
