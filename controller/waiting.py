@@ -1,8 +1,10 @@
-"""What waits together is done together: one transaction, one flush."""
+"""Waiting for jobs, of which those that wait together are done together: one transaction, one
+flush; and waiting for descriptors."""
 
 from __future__ import annotations
 
 import queue
+import select
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -27,3 +29,16 @@ def groups(jobs: queue.SimpleQueue[T | None], most: int) -> Iterator[list[T]]:
             group.append(another)
         yield group
         job = None if last else jobs.get()
+
+
+def readable(descriptors: list[int], timeout: float | None) -> list[int]:
+    """Those of `descriptors` that can be read, after at most `timeout` seconds (None: for ever).
+    Other greenthreads go on meanwhile."""
+    # eventlet replaces `select` and takes `poll` away; where there is `poll`, it is used
+    # because `select` fails with descriptors past 1023.
+    if not hasattr(select, "poll"):
+        return select.select(descriptors, [], [], timeout)[0]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [found for found, _ in poll.poll(None if timeout is None else timeout * 1000)]

@@ -38,7 +38,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
     """Return once `condition` holds; TimeoutError that names `what` where it does not."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -67,6 +67,7 @@ class Deployment:
         self._running: dict[Process, subprocess.Popen[bytes]] = {}
         self._stack = contextlib.ExitStack()
         self._client: Client | None = None
+        self._store: Store | None = None
 
     @property
     def controller(self) -> tuple[str, int]:
@@ -89,10 +90,11 @@ class Deployment:
     @property
     def store(self) -> Store:
         """The store, opened once more, to look into and to hurry changes past REST."""
-        local = f"sqlite:///{self.state_dir}/pleach.db"
-        store = Store.open(self.environment.get("PLEACH_STORE__URL", local))
-        self._stack.callback(store.close)
-        return store
+        if self._store is None:
+            local = f"sqlite:///{self.state_dir}/pleach.db"
+            self._store = Store.open(self.environment.get("PLEACH_STORE__URL", local))
+            self._stack.callback(self._store.close)
+        return self._store
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +162,7 @@ class Deployment:
     def stop(self) -> None:
         """End both in good order."""
         self._stack.close()
-        self._client = None
+        self._client = self._store = None
         for process in self._running.values():
             process.send_signal(signal.SIGTERM)
         for process in self._running.values():

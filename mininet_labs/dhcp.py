@@ -6,12 +6,13 @@ machine: Debian's clients would rewrite `/etc/resolv.conf`.
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+
+from controller.waiting import readable
 
 _ETH_P_IP = 0x0800
 _COOKIE = b"\x63\x82\x53\x63"
@@ -94,7 +95,7 @@ class _Client:
 
     def _hear(self, kind: int, until: float) -> tuple[IPv4Address, dict[int, bytes]] | None:
         while (left := until - time.monotonic()) > 0:
-            if not select.select([self.wire], [], [], left)[0]:
+            if not readable([self.wire.fileno()], left):
                 return None
             answer = self._parse(self.wire.recv(2_048))
             if answer is None:

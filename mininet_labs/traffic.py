@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import selectors
 import socket
 import struct
@@ -23,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from controller.waiting import readable
 from mininet_labs import netns
 from mininet_labs.traffic_worker import main
 
@@ -99,7 +99,7 @@ class _End:
     def hear(self, seconds: float) -> str:
         """The next line; TrafficError where none comes in time."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
+        if not readable([self._process.stdout.fileno()], seconds):
             raise TrafficError(f"{self.name} said nothing for {seconds:g} s: is there a path?")
         line = self._process.stdout.readline().strip()
         if not line:

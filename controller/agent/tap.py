@@ -7,7 +7,6 @@ The agent only says what single flows look like; what is made of that is the con
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections import deque
@@ -28,6 +27,7 @@ from controller.observe.applications.ledger import answered
 from controller.observe.applications.records import Endpoint, Service, Verdict
 from controller.observe.applications.worker import Worker
 from controller.settings import DpiSettings
+from controller.waiting import readable
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Tap:
             owners = Owners(lambda: client.list(Vm, host=self._work.host), time.monotonic)
             identifier = Identifier(worker, lambda tenant, end: _whose(owners, tenant, end))
             while not stopping.is_set():
-                select.select([sniffer], [], [], _TICK_S)
+                readable([sniffer.fileno()], _TICK_S)
                 for frame in sniffer.frames(_AT_ONCE):
                     owner = owners.of_frame(frame.data)
                     if owner is not None:

@@ -4,7 +4,6 @@ behavioural classifier is made."""
 from __future__ import annotations
 
 import csv
-import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from controller.observe.applications.identifier import Identifier
 from controller.observe.applications.records import Application, Endpoint, Service, Verdict
 from controller.observe.applications.services import conclude
 from controller.observe.applications.worker import Identified, Worker, WorkerError
+from controller.waiting import readable
 
 app = typer.Typer(no_args_is_help=True, help="Which applications answer, by their packets.")
 
@@ -160,7 +160,7 @@ def _watch(
 ) -> None:
     until = None if seconds is None else time.monotonic() + seconds
     while not stopped() and (until is None or time.monotonic() < until):
-        select.select([sniffer], [], [], _TICK_S)
+        readable([sniffer.fileno()], _TICK_S)
         for frame in sniffer.frames(1_000):
             identifier.feed("", frame.time, frame.data, frame.link)
         _print_found(identifier.poll(time.time()))

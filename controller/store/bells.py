@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import secrets
-import select
 import socket
 import threading
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from controller.settings import safe_directory
 from controller.store.errors import StoreUnavailable
+from controller.waiting import readable
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,6 @@ class Bell(ABC):
         if rang:
             self.drain()
         return rang
-
-
-def readable(descriptors: list[int], timeout: float | None) -> list[int]:
-    """Those of `descriptors` that can be read, after at most `timeout` seconds (None: for ever).
-    Other greenthreads go on meanwhile."""
-    # eventlet replaces `select` and takes `poll` away; where there is `poll`, it is used
-    # because `select` fails with descriptors past 1023.
-    if not hasattr(select, "poll"):
-        return select.select(descriptors, [], [], timeout)[0]
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return [found for found, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
 def check_name(name: str) -> None:

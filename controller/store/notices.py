@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import psycopg
 
-from controller.store.bells import Bell, check_name, readable
+from controller.store.bells import Bell, check_name
 from controller.store.errors import StoreError
 from controller.store.postgresql_connection import PostgresqlConnection, receive
 from controller.store.postgresql_errors import said
+from controller.waiting import readable
 
 log = logging.getLogger(__name__)
 

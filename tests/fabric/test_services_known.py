@@ -114,6 +114,12 @@ def talk(client: LabVm, server: LabVm, port: int, said: tuple[bytes, bytes, byte
     converse(client, server, port, [(False, greeting), (True, request), (False, answer)])
 
 
+def forget_cached(world: World) -> None:
+    """Have the switches decide anew about every packet. For a moment after their tables have
+    changed they go by what they cached before, all the longer the more that is."""
+    world.lab.appctl("revalidator/purge")
+
+
 def copied(world: World, edge: str) -> int:
     """Packets of which the tables of an edge have made a copy."""
     world.lab.appctl("revalidator/wait")  # until then some are counted in its cache alone
@@ -143,6 +149,7 @@ def test_services_are_identified_and_then_let_be(world: World, guests: tuple[Lab
         assert known.packets <= 12
         assert known.handshake_s is not None
         world.applied()
+    forget_cached(world)
     before = copied(world, edge)
     for port, said in ((8123, HTTP), (2222, SSH), (7000, REDIS)):
         talk(client, server, port, said)
@@ -227,6 +234,7 @@ def test_a_service_is_looked_at_again(world: World, guests: tuple[LabVm, LabVm])
         tx.put(first.model_copy(update={"due": 0.0}))
     wait_until(lambda: services(world)["b:tcp:8127"].tapped, "it is due")
     world.applied()
+    forget_cached(world)
     talk(client, server, 8127, REDIS)
     wait_until(lambda: not services(world)["b:tcp:8127"].tapped, "it is known anew")
     assert services(world)["b:tcp:8127"].application == "RESP"
@@ -283,6 +291,7 @@ def test_an_agent_behind_the_dpi_port(world: World, guests: tuple[LabVm, LabVm])
             lambda: f"output:{number}" in str(world.flows(edge, f"table={TableId.TAP_IN}")),
             "copies go to the DPI port",
         )
+        forget_cached(world)
         agent.start()
         _until_listened_to("dpi0-agent")
         talk(client, server, 8125, HTTP)
@@ -298,6 +307,7 @@ def test_an_agent_behind_the_dpi_port(world: World, guests: tuple[LabVm, LabVm])
             lambda: "CONTROLLER" in str(world.flows(edge, f"table={TableId.TAP_IN}")),
             "copies go to the controller",
         )
+        forget_cached(world)
         talk(client, server, 8126, HTTP)
         wait_until(lambda: "b:tcp:8126" in services(world), "the controller has seen it")
     finally:

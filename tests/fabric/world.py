@@ -34,7 +34,8 @@ from mininet_labs.deployment import Deployment, wait_until
 from mininet_labs.lab import Lab
 from mininet_labs.vm import LabVm
 
-_WAIT_S = 15.0
+#: Seconds; a slow machine has time, and what never comes is told all the same.
+_WAIT_S = 60.0
 _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
 _fences = itertools.count(1)

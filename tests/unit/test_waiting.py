@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import queue
+import resource
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.waiting import groups
+from controller.waiting import groups, readable
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
@@ -29,3 +32,20 @@ def test_what_comes_meanwhile_is_the_next_group() -> None:
     for job in ("b", "c", None):
         jobs.put(job)
     assert list(found) == [["b", "c"]]
+
+
+def test_descriptors_past_what_select_knows_are_waited_for() -> None:
+    """A process with a thousand connections waits as any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    reading, writing = os.pipe()
+    high = fcntl.fcntl(reading, fcntl.F_DUPFD, 2000)
+    try:
+        assert high >= 2000
+        assert readable([high], 0) == []
+        os.write(writing, b"!")
+        assert readable([high], None) == [high]
+    finally:
+        for descriptor in (reading, writing, high):
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,13 +10,14 @@ under asyncio and eventlet alike: call `feed` for each frame, and `poll` now and
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from controller.waiting import readable
 
 from . import wire
 from .captures import Capture, CaptureError, Frame
@@ -346,7 +347,7 @@ class Worker:
             child = self._child
             if child is None or self._clock() >= until:
                 raise WorkerError(f"the worker has not answered within {timeout_s:g} s")
-            select.select([child.channel], [], [], 0.5)
+            readable([child.channel.fileno()], 0.5)
             self._hear()
             self._mend()
             if self._child is not child:
@@ -368,7 +369,7 @@ class Worker:
                 return
             if self._clock() >= until:
                 raise WorkerError(f"the worker has not answered within {timeout_s:g} s")
-            select.select([child.channel] if child else [], [], [], 0.1)
+            readable([child.channel.fileno()] if child else [], 0.1)
 
 
 def _checked(model: Path) -> Path:
