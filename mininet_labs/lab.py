@@ -24,7 +24,7 @@ from topologies.mininet_seam import Mininet, OVSSwitch, setLogLevel
 from topologies.mininet_topo import FabricTopo, cable_port
 from topologies.model import Fabric, Role, Switch
 
-_VSCTL_TIMEOUT_S = 30
+_VSCTL_TIMEOUT_S = 120
 #: Arguments of one `ovs-vsctl`, well below the 128 KiB that Linux allows one of them.
 _PORTS_A_CALL = 500
 

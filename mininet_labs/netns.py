@@ -13,7 +13,7 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 #: Where `ip netns` looks, so that `ip netns exec NAME` works in a lab's shell too.
 _DIRECTORY = Path("/run/netns")
-_COMMAND_TIMEOUT_S = 30
+_COMMAND_TIMEOUT_S = 120
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -43,7 +43,7 @@ _TOOLS = {
     "ping": "iputils-ping",
     "tc": "iproute2",
 }
-_DAEMON_TIMEOUT_S = 30
+_DAEMON_TIMEOUT_S = 120
 
 # <linux/sched.h>, <sys/mount.h>, <linux/prctl.h>, <asm-generic/siginfo.h>
 _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from controller.history.errors import HistoryError
 from controller.history.history import History
 from controller.model.state import State
 from controller.process import die_with_parent
 from controller.settings import Settings
-from controller.store import Store, Transaction
+from controller.store import Store, StoreError, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,13 @@ class Loops:
             except Exception as error:  # whatever it is: the next turn may be better
                 trouble = f"{type(error).__name__}: {error}"
                 if trouble != self._status[loop.name].trouble:
-                    log.exception("a loop's turn failed", extra={"loop": loop.name})
+                    # What a server that is away means is all in its words.
+                    foreseen = isinstance(error, StoreError | HistoryError)
+                    log.error(
+                        "a loop's turn failed; it is taken again",
+                        extra={"loop": loop.name, "every_s": loop.every_s, "cause": trouble},
+                        exc_info=None if foreseen else error,
+                    )
             took = time.monotonic() - began
             self._note(loop, took, trouble)
             await asyncio.sleep(max(loop.every_s - took, min(1.0, loop.every_s)))

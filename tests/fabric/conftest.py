@@ -37,12 +37,13 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
                 deployment.client.put(Host(id=host.name, datapath=lab.dpid(host.edge)))
             here.whole()
             yield here
-            log = deployment.log("southbound")
+            log, brain = deployment.log("southbound"), deployment.log("brain")
     # A loop or handler that failed goes on, so that only the log tells.
     forbidden = ["a loop of the southbound process failed", "Exception occurred during handler"]
     if not getattr(request.module, "MALFORMED", False):
         forbidden.append("Traceback")
     assert not [words for words in forbidden if words in log]
+    assert "Traceback" not in brain
 
 
 @pytest.hookimpl(tryfirst=True)  # before it is chosen by markers

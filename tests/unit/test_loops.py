@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from controller.loops import Ground, Loops, Pool
+from controller.store import StoreUnavailable
 
 
 class Counting:
@@ -29,6 +30,15 @@ class Counting:
             raise ValueError("nothing to see yet")
         if self.turns == 3:
             self.had_three.set()
+
+
+class Stranded:
+    """Its store is away."""
+
+    name, every_s = "stranded", 3_600.0
+
+    async def turn(self, ground: Ground) -> None:
+        raise StoreUnavailable("the store", "nobody answers", "see that the server runs")
 
 
 class Endless:
@@ -52,6 +62,25 @@ class Standing:
 
 def ground() -> Ground:
     return cast("Ground", Standing())
+
+
+def test_a_store_that_is_away_is_told_in_a_line_and_a_fault_with_its_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        faulty = Counting("faulty")
+        faulty.every_s = 3_600
+        loops = Loops([Stranded(), faulty], ground())
+        loops.start()
+        while not all(found.turns for found in loops.status()):
+            await asyncio.sleep(0.01)
+        await loops.stop()
+
+    asyncio.run(run())
+    told = {record.__dict__["loop"]: record for record in caplog.records}
+    assert told["stranded"].exc_info is None
+    assert "nobody answers" in told["stranded"].__dict__["cause"]
+    assert told["faulty"].exc_info is not None
 
 
 def test_a_turn_that_fails_ends_nobody() -> None:
