@@ -87,15 +87,21 @@ def forecast(
         _of_file(file, vm, Metric(metric), wanted, _calendar(calendar), learn, view)
         return
     with client() as pleach:
+        # First, so that a VM that is not there is refused at once.
+        known = None if vm is None else pleach.get(Vm, vm)
         made_here = here or learn or calendar is not None or steps is not None
-        if not made_here and vm is not None and _as_told(pleach, vm, Metric(metric), wanted, view):
+        if (
+            known is not None
+            and not made_here
+            and _as_told(pleach, known.id, Metric(metric), wanted, view)
+        ):
             return
         with _forecaster(_calendar(calendar)) as forecaster:
             if learn:
                 typer.echo(_learn(pleach, forecaster, Metric(metric)))
-            if vm is not None:
-                past = _past(pleach, forecaster, vm, Metric(metric))
-                _tell(forecaster, vm, past, wanted, view)
+            if known is not None:
+                past = _past(pleach, forecaster, known, Metric(metric))
+                _tell(forecaster, known.id, past, wanted, view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,6 @@ def _as_told(
     try:
         reply = pleach.forecast(vm, metric.value)
     except Problem as problem:
-        # Of a VM that is not known, what follows tells.
         if problem.type != "not-found":
             raise
         typer.echo(f"{problem.detail}: it is made here", err=True)
@@ -253,21 +258,20 @@ def _learn(pleach: Client, forecaster: Forecaster, metric: Metric) -> str:
     return f"{metric.family}: {'learned' if done.taken else 'nothing new'}: {done.reason}"
 
 
-def _past(pleach: Client, forecaster: Forecaster, vm: str, metric: Metric) -> Panel:
+def _past(pleach: Client, forecaster: Forecaster, vm: Vm, metric: Metric) -> Panel:
     """The past of `vm`, and of others of its group where it has hardly any."""
     from controller.predict.demand.newcomers import ENOUGH
 
     now = time.time()
-    record = pleach.get(Vm, vm)
     forecaster.load(metric.family)
-    forecaster.group_of = _groups([record])
-    alone = _panel(pleach, [vm], metric, now, _DAYS)
+    forecaster.group_of = _groups([vm])
+    alone = _panel(pleach, [vm.id], metric, now, _DAYS)
     if (alone.window() >= 0).sum() >= ENOUGH:
         return alone
-    alike = (other for other in pleach.list(Vm) if other.id != vm and _alike(other, record))
+    alike = (other for other in pleach.list(Vm) if other.id != vm.id and _alike(other, vm))
     peers = list(islice(alike, _PEERS))
-    forecaster.group_of = _groups([record, *peers])
-    return _panel(pleach, [vm, *(peer.id for peer in peers)], metric, now, _DAYS)
+    forecaster.group_of = _groups([vm, *peers])
+    return _panel(pleach, [vm.id, *(peer.id for peer in peers)], metric, now, _DAYS)
 
 
 def _alike(one: Vm, other: Vm) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.commands.common import Json, client, show_json, show_table
-from controller.model.nouns import Service
+from controller.model.nouns import Service, Vm
 
 
 def services(
@@ -22,6 +22,8 @@ def services(
     with client() as pleach:
         filters = {name: value for name, value in given.items() if value is not None}
         found = list(pleach.list(Service, **filters))
+        if vm is not None and not found:
+            pleach.get(Vm, vm)  # refused where there is none, which a filter does not tell
     if as_json:
         show_json(found)
         return

@@ -11,6 +11,7 @@ import typer
 
 from controller.api import SignatureInfo
 from controller.commands.common import Failure, Json, client, show_json, show_table
+from controller.model.nouns import Vm as VmRecord
 
 Vm = Annotated[str | None, typer.Option(help="Who begins; by default all.")]
 Peer = Annotated[str | None, typer.Option(help='A VM, a prefix, or "*".')]
@@ -39,6 +40,8 @@ def signatures(
     filters = _filters(vm, peer, port, protocol, tenant, hours)
     with client() as pleach:
         found = list(pleach.signatures(**filters))
+        if vm is not None and not found:
+            pleach.get(VmRecord, vm)  # refused where there is none, which a filter does not tell
     if graph is not None:
         _write(graph, found)
         typer.echo(f"wrote {len(found)} signatures to {graph}")
@@ -78,6 +81,8 @@ def denials(
     filters = _filters(vm, peer, port, protocol, tenant, hours)
     with client() as pleach:
         found = list(pleach.denials(**filters))
+        if vm is not None and not found:
+            pleach.get(VmRecord, vm)  # as above
     if as_json:
         show_json(found)
         return

@@ -194,7 +194,18 @@ async def _series(
             "Ask for a shorter span, a longer step or fewer metrics.",
         )
     history = await brain.timeseries.history()
-    content = await asyncio.to_thread(_document, history, subject, names, start, end, step, how)
+    content, empty = await asyncio.to_thread(
+        _document, history, subject, names, start, end, step, how
+    )
+    if empty:  # only then, since what is gone has its history still
+        await brain.replica.refresh()
+        state = brain.replica.state
+        if not any(subject in table for table in (state.vms, state.hosts, state.ports)):
+            raise Problem(
+                NOT_FOUND,
+                f"there is no vm, host or port {subject}, and no sample of one in that time",
+                "See the lists of vms and hosts, and GET /v1/topology for ports.",
+            )
     return Response(content, media_type=JSON)
 
 
@@ -206,7 +217,8 @@ def _document(
     end: float,
     step: float | None,
     how: How,
-) -> bytes:
+) -> tuple[bytes, bool]:
+    """The reply, and whether there is no value in it."""
     found = history.read_metrics(subject, names, start, end, step, how)
     if sum(len(series.times) for series in found.values()) > MAX_VALUES:
         raise BadQuery(f"there are more than {MAX_VALUES} samples", "ask with a step")
@@ -214,7 +226,7 @@ def _document(
     if step is None:  # each has times of its own
         times = np.unique(np.concatenate([series.times for series in found.values()]))
         found = {name: _spread(series, times) for name, series in found.items()}
-    return to_json(
+    content = to_json(
         {
             "subject": subject,
             "step": step,
@@ -224,6 +236,7 @@ def _document(
         },
         inf_nan_mode="null",
     )
+    return content, not any(np.isfinite(series.values).any() for series in found.values())
 
 
 def _spread(series: Series, times: np.ndarray[Any, np.dtype[np.float64]]) -> Series:

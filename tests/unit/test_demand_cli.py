@@ -100,6 +100,14 @@ def test_what_cannot_be_told_is_refused_with_what_can(pleach, tmp_path):
     assert ".png or .svg" in wrong.exception.mend
 
 
+@pytest.mark.parametrize("more", [(), ("--here",)])
+def test_a_vm_that_is_not_there_is_refused_before_anything_is_made(pleach, monkeypatch, more):
+    monkeypatch.setattr("controller.commands.forecast._forecaster", None)
+    done = pleach("ghost", *more)
+    assert "there is no vm ghost" in str(done.exception)
+    assert done.output == ""
+
+
 def test_where_no_vm_has_any_sample_nothing_is_made_up(pleach):
     told = pleach("vm0", "disk_read").exception
     assert str(told) == "there is no sample of disk_read of vm0, nor of any VM like it"

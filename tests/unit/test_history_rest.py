@@ -15,13 +15,15 @@ import cramjam
 import msgpack
 import pytest
 from history_world import batch
-from northbound_server import EDGES, Answer, Running, connect, define, other_store, running
+from northbound_server import EDGES, Answer, Running, connect, define, other_store, running, vm
 from typer.testing import CliRunner
 
 from controller.api import MSGPACK, NewToken, SampleBatch
 from controller.cli import app
+from controller.client import Problem
 from controller.history.samples import Batch, to_json_document, to_msgpack_body
 from controller.model.metrics import METRICS
+from controller.model.nouns import Port, Vm
 
 ROOM = {"min_free_bytes": 0}
 
@@ -247,6 +249,31 @@ def test_what_cannot_be_asked_is_told(shared: Running, path: str, status: int) -
     answer = shared.call("GET", path)
     assert answer.status == status
     assert answer.type in ("invalid", "not-found")
+
+
+def test_a_subject_that_is_not_there_is_no_empty_answer(shared: Running, now: float) -> None:
+    span = f"start={now - 7_200}&end={now - 3_600}"  # before any sample
+    answers = [
+        shared.call("GET", f"/v1/history/ghost{rest}{span}")
+        for rest in ("/cpu?", "/cpu?step=10&", "?")
+    ]
+    assert [answer.type for answer in answers] == ["not-found"] * 3
+    assert "no vm, host or port ghost" in answers[0].body["detail"]
+    with other_store(shared) as store, store.transaction() as transaction:
+        port = transaction.all(Port)[0].key
+    for there, metric in (("vm2", "cpu"), ("h3", "host_cpu"), (port, "port_rx")):
+        answer = shared.call("GET", f"/v1/history/{there}/{metric}?{span}&step=30")
+        assert (answer.status, set(answer.body["metrics"][metric])) == (200, {None})
+
+
+def test_what_is_gone_has_its_history_still(shared: Running, now: float) -> None:
+    with shared.client() as client:
+        client.put(vm(7))
+        assert post(shared, sample(now, {"cpu": [0.5]}, "vm7")).body["accepted"] == 1
+        client.delete(Vm, "vm7")
+        assert client.history("vm7", ["cpu"], now, now + 1).metrics == {"cpu": (0.5,)}
+        with pytest.raises(Problem, match="no vm, host or port vm7"):
+            client.history("vm7", ["cpu"], now - 60, now)
 
 
 def test_ten_times_what_is_agreed_is_refused(tmp_path: Path, now: float) -> None:

@@ -149,3 +149,6 @@ def test_the_command(served: Running, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "10.00 ms" in shown.output
     assert "Self-signed Certificate" in shown.output
     assert "tcp/22" not in shown.output
+    nothing = CliRunner().invoke(app, ["services", "vm0", "--application", "SSH"])
+    assert (nothing.exit_code, nothing.output.count("\n")) == (0, 1)
+    assert "no vm ghost" in str(CliRunner().invoke(app, ["services", "ghost"]).exception)

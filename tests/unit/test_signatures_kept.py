@@ -210,3 +210,14 @@ def test_signatures_by_command(
     assert "<svg" in picture.read_text()
     refused_ = CliRunner().invoke(app, ["signatures", "--graph", str(tmp_path / "who.doc")])
     assert refused_.exit_code != 0
+
+
+@pytest.mark.parametrize("command", ["signatures", "denials"])
+def test_a_vm_that_is_not_there_is_no_empty_list(
+    served: Running, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("PLEACH_URL", served.url)
+    monkeypatch.setenv("PLEACH_TOKEN", served.token)
+    nothing = CliRunner().invoke(app, [command, "--vm", "vm0", "--port", "9"])
+    assert (nothing.exit_code, nothing.output.count("\n")) == (0, 1)
+    assert "no vm ghost" in str(CliRunner().invoke(app, [command, "--vm", "ghost"]).exception)
