@@ -19,6 +19,7 @@ import eventlet
 
 eventlet.monkey_patch()
 
+import inspect
 import logging
 import signal
 import socket
@@ -28,15 +29,16 @@ from typing import Any
 from eventlet import hubs
 
 from apps import door
-from apps.framework_base import cfg, controller, module, serve, spawn
+from apps.framework_base import app_manager, cfg, controller, module, serve, spawn
 from controller.logs import fields
 from controller.process import seldom_collect
 from controller.settings import SettingsError, Tls
 from controller.store.errors import StoreError
 
+log = logging.getLogger(__name__)
+
 manager = module("cmd.manager")
 ryu_log = module("log")
-
 
 #: Ryu's options for what is set otherwise, where a fault is told.
 _OPTIONS = {
@@ -46,6 +48,12 @@ _OPTIONS = {
     "southbound.tls": "--ctl-cert",
     "southbound.port or host": "--ofp-tcp-listen-port or --ofp-listen-host",
     "southbound.port": "--ofp-tcp-listen-port",
+}
+#: Ryu's options that hold in the place of settings of the section southbound.
+_INSTEAD = {
+    "host": "--ofp-listen-host",
+    "port": "--ofp-tcp-listen-port or --ofp-ssl-listen-port",
+    "tls": "--ctl-privkey, --ctl-cert and --ca-certs",
 }
 
 
@@ -71,6 +79,7 @@ def main(words: list[str]) -> int:
     _log_fields()
     stop = _Stopper()
     _listen_ourselves(stop)
+    _tell_what_is_left_out()
     wrong: str | None = None
     try:
         manager.main(words, prog="pleach ryu-manager")
@@ -138,6 +147,38 @@ def _listen_ourselves(stop: _Stopper) -> None:
         serve(bound, tls)
 
     controller.OpenFlowController.server_loop = server_loop
+
+
+def _tell_what_is_left_out() -> None:
+    """Where our apps are loaded: which of them are not, and which settings do not hold."""
+    theirs = app_manager.AppManager.load_apps
+
+    def load_apps(self: Any, names: list[str]) -> None:
+        theirs(self, names)
+        # By their files: an app that is named by its path is a module of another name.
+        loaded = {Path(inspect.getfile(app)).resolve() for app in self.applications_cls.values()}
+        here = Path(__file__).resolve().parent
+        if here / "fabric.py" not in loaded:
+            return
+        # Here, because nobody else's apps need what comes with it.
+        from apps.context import settings_of_process
+        from apps.southbound import APPS
+
+        files = [here.parent / f"{name.replace('.', '/')}.py" for name in APPS]
+        if missing := [f"{here.name}/{file.name}" for file in files if file not in loaded]:
+            log.warning(
+                "not all of Pleach's apps are loaded, and what the others do is not done: name "
+                "them too, unless they are left out on purpose: %s",
+                " ".join(missing),
+            )
+        for name in sorted(_INSTEAD.keys() & settings_of_process().southbound.model_fields_set):
+            log.warning(
+                "the setting southbound.%s does not hold under ryu-manager: use %s",
+                name,
+                _INSTEAD[name],
+            )
+
+    app_manager.AppManager.load_apps = load_apps
 
 
 def _tls() -> Tls:

@@ -25,6 +25,9 @@ pytestmark = pytest.mark.fabric
 
 ROOT = Path(__file__).parents[2]
 
+#: Our apps beside those that `test_our_apps` loads.
+OTHERS = ("traffic", "usage", "dpi", "capture", "signatures")
+
 #: An app as users of Ryu write them: a learning switch.
 LEARNING = """
 from ryu.base import app_manager
@@ -163,6 +166,27 @@ def test_our_apps():
         # What an event is about is told by Ryu's log too.
         assert f"a switch is connected datapath={lab.dpid('leaf1')}" in log.read_text()
         assert "Traceback" not in log.read_text()
+        told = [line for line in log.read_text().splitlines() if "not all of Pleach's" in line]
+        assert [line.partition("purpose: ")[2] for line in told] == [
+            " ".join(f"apps/{name}.py" for name in OTHERS)
+        ]
+        told = [line for line in log.read_text().splitlines() if "does not hold" in line]
+        assert len(told) == 1
+        assert "southbound.port" in told[0]
+        assert "--ofp-tcp-listen-port" in told[0]
+
+
+def test_all_our_apps():
+    """Nothing is missed, whether they are named by their files or as modules."""
+    port = free_port()
+    apps = ["apps/fabric.py", "apps/discovery.py", "apps/services.py"]
+    apps += [f"apps.{name}" for name in OTHERS]
+    words = (*apps, "--ofp-tcp-listen-port", port)
+    settings = {"PLEACH_STATE_DIR": str(work_dir() / "all-our-apps")}
+    with ryu_manager(port, *words, cwd=ROOT, settings=settings) as log:
+        assert "loading app apps.signatures" in log.read_text()
+        assert "not all of Pleach's" not in log.read_text()
+        assert "does not hold" not in log.read_text()
 
 
 def test_what_cannot_be_run(tmp_path):
