@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from controller.act.dataplane.openflow import wire
 from controller.settings import Problem, SettingsError, Tls
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ _REASONS = {
     "UNSUPPORTED_PROTOCOL": "it speaks no TLS from TLS 1.2 on: update it",
     "WRONG_VERSION_NUMBER": "it does not speak TLS: point it here by ssl:, not by tcp:",
 }
+#: How a TLS connection begins: with a record of the handshake (RFC 8446, 5.1).
+_TLS_HANDSHAKE = 0x16
 _DISTRUST = (
     "it does not trust southbound.tls.certificate: tell it who signed that, on Open vSwitch by "
     "`ovs-vsctl set-ssl KEY CERTIFICATE CA`"
@@ -144,6 +147,22 @@ def _reason(error: OSError) -> str:
     return str(error)
 
 
+def stranger(first: int) -> str | None:
+    """Why who begins a connection with the byte `first` is no switch, and what mends it; None
+    where it may be one: every OpenFlow message begins with its version."""
+    if first == _TLS_HANDSHAKE:
+        return (
+            "it speaks TLS, which is off here: point it here by tcp:, not by ssl:, or set "
+            "southbound.tls"
+        )
+    if not 1 <= first <= wire.VERSION:
+        return (
+            f"it begins with the byte 0x{first:02x}, which is no version of OpenFlow: point "
+            "nothing but switches here"
+        )
+    return None
+
+
 class BufferedSocket:
     """A connection of which small pieces are read from memory: the framework asks for 8 bytes
     at a time, and each time would be a turn of the hub. Before more is read from the switch,
@@ -155,10 +174,11 @@ class BufferedSocket:
         self._pause = pause
         self._buffer = b""
         self._at = 0
+        self._begun = False
 
     def recv(self, size: int) -> bytes:
-        """At most `size` bytes, none at the end. OSError as a socket raises it; TimeoutError
-        where nothing came in the connection's time."""
+        """At most `size` bytes, none at the end. OSError as a socket raises it, and where the
+        other side is no switch; TimeoutError where nothing came in the connection's time."""
         if self._at == len(self._buffer):
             self._pause()
             try:
@@ -174,9 +194,19 @@ class BufferedSocket:
                 )
                 raise ConnectionError(reason) from error
             self._at = 0
+            if self._buffer and not self._begun:
+                self._begun = True
+                self._look(self._buffer[0])
         piece = self._buffer[self._at : self._at + size]
         self._at += len(piece)
         return piece
+
+    def _look(self, first: int) -> None:
+        """The framework would tell of a version that it does not know by a traceback alone."""
+        reason = stranger(first)
+        if reason is not None:
+            log.warning("a switch is turned away: %s", reason, extra={"address": self._address})
+            raise ConnectionError(reason)
 
     def shutdown(self, how: int) -> None:
         """Send no more; what the switch still sends can be read until it ends too."""

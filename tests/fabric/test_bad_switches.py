@@ -11,6 +11,8 @@ from controller.act.dataplane.openflow import wire
 from controller.client import Problem
 from controller.model.nouns import Host, Nic, Vm
 from mininet_labs.deployment import wait_until
+from mininet_labs.sandbox import work_dir
+from tests.certificates import Authority
 from tests.fabric.world import Tap, udp
 from tests.fakeswitch import Fakes, FakeSwitch
 
@@ -138,6 +140,25 @@ def test_openflow_1_0_only(world, guests):
         expect(world, "a switch is connected", dpid, since=since)
     finally:
         world.lab.vsctl("del-br", "old")
+
+
+def test_a_switch_that_speaks_tls(world, guests):
+    """Each time that it comes it is told in a line, and by nothing else."""
+    since = mark(world)
+    address, port = world.lab.controller
+    authority = Authority(work_dir() / "certificates", "ours")
+    badge = authority.issue("DNS:switches")
+    world.lab.vsctl("set-ssl", str(badge.key), str(badge.certificate), str(authority.file))
+    world.lab.vsctl("add-br", "secret", "--", "set", "bridge", "secret", "datapath_type=netdev",
+                    "protocols=OpenFlow15", "fail_mode=secure",
+                    "--", "set-controller", "secret", f"ssl:{address}:{port}")  # fmt: skip
+    try:
+        expect(world, "turned away", "it speaks TLS", "by tcp:", "127.0.0.1", since=since)
+        served(world, guests)
+    finally:
+        world.lab.vsctl("del-br", "secret")
+        world.lab.vsctl("del-ssl")
+    assert "Traceback" not in world.deployment.log("southbound")[since:]
 
 
 # --- Bytes that are no OpenFlow

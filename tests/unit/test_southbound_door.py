@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.door import bind, context
+from apps.door import BufferedSocket, bind, context, stranger
+from controller.act.dataplane.openflow import wire
 from controller.settings import SettingsError, Tls
 from tests.certificates import Authority
 
@@ -71,3 +72,33 @@ def test_a_tls_file_that_is_wrong(wrong: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=rf"southbound\.tls\.{wrong}: cannot be read") as error:
         context(Tls.model_validate({**files, wrong: gone}))
     assert str(gone) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "told"), [(0x16, "it speaks TLS"), (0, "0x00"), (7, "0x07"), (ord("G"), "0x47")]
+)
+def test_who_does_not_begin_as_a_switch(
+    first: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, whatever comes with the first byte, and nothing of it is read."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(bytes([first]))
+        reading = BufferedSocket(ours, ("192.0.2.1", 1), lambda: None)
+        with pytest.raises(ConnectionError, match=told):
+            reading.recv(8)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert told in record.getMessage()
+    assert record.__dict__["address"] == ("192.0.2.1", 1)
+
+
+def test_who_begins_as_a_switch() -> None:
+    """Later bytes may be anything."""
+    assert all(stranger(version) is None for version in range(1, wire.VERSION + 1))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reading = BufferedSocket(ours, ("192.0.2.1", 1), lambda: None)
+        for data in (wire.HEADER.pack(wire.VERSION, wire.HELLO, 8, 1), b"\x16\x03\x01"):
+            theirs.sendall(data)
+            assert reading.recv(8) == data
