@@ -70,11 +70,19 @@ def history(
         found = pleach.history(
             vm, metric, end - span, end, step=width, how="max" if most else "mean"
         )
-    if plot is not None:
-        _draw(found, plot)
-        typer.echo(f"wrote {plot}")
-    elif as_json:
+    if as_json and plot is None:
         show_json(found)
+        return
+    if all(value is None for values in found.metrics.values() for value in values):
+        raise Failure(
+            f"there is no sample of {' or '.join(metric)} of {vm} in the last {last}",
+            "Look further back (--last), and see on its host that samples are sent: "
+            "`pleach agent --status`.",
+            Exit.REFUSED,
+        )
+    if plot is not None:
+        _draw(found, (end - span, end), plot)
+        typer.echo(f"wrote {plot}")
     else:
         _show(found)
 
@@ -112,7 +120,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-def _draw(found: HistoryReply, file: Path) -> None:
+def _draw(found: HistoryReply, span: tuple[float, float], file: Path) -> None:
     # Here, because it is slow to import.
     import matplotlib as mpl
 
@@ -130,6 +138,8 @@ def _draw(found: HistoryReply, file: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(visible=True, alpha=0.3)
     axes[0, 0].set_title(f"{found.subject}, {found.how} of {found.step:g} s")
+    # What was asked for, also where samples are of a part of it only.
+    axes[0, 0].set_xlim(*(datetime.fromtimestamp(at, UTC) for at in span))
     figure.autofmt_xdate()
     try:
         figure.savefig(file)

@@ -322,11 +322,31 @@ def test_events_go_on_where_the_history_cannot_be_used(tmp_path: Path, now: floa
             assert client.place("vm0", "h1", ["p0"]).outcome == "applied"
 
 
+def test_a_picture_has_the_time_that_was_asked_for(
+    shared: Running, tmp_path: Path, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import dates, pyplot
+
+    assert post(shared, sample(now, {"cpu": [0.625]}, "vm5")).body["accepted"] == 1
+    monkeypatch.setenv("PLEACH_URL", shared.url)
+    monkeypatch.setenv("PLEACH_TOKEN", shared.token)
+    with monkeypatch.context() as patched:
+        patched.setattr(pyplot, "close", lambda _: None)
+        words = ["history", "vm5", "cpu", "--last", "24h", "--plot", str(tmp_path / "vm5.svg")]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    left, right = pyplot.gcf().axes[0].get_xlim()
+    pyplot.close("all")
+    assert right - left == pytest.approx(1.0)  # days
+    assert dates.num2date(right).timestamp() == pytest.approx(now, abs=60)
+
+
 def test_the_command_shows_draws_and_checks(
     shared: Running, tmp_path: Path, now: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = post(shared, sample(now, {"cpu": [0.625], "memory": [2e9]}, "vm5"))
     assert answer.body["accepted"] == 2
+    with shared.client() as client:
+        client.put(vm(6))
     monkeypatch.setenv("PLEACH_URL", shared.url)
     monkeypatch.setenv("PLEACH_TOKEN", shared.token)
     monkeypatch.setenv("PLEACH_STATE_DIR", str(shared.settings.state_dir))
@@ -341,6 +361,11 @@ def test_the_command_shows_draws_and_checks(
     picture = tmp_path / "vm5.png"
     assert run("vm5", "cpu", "memory", "--plot", str(picture)).exit_code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    nothing = run("vm6", "cpu", "memory", "--last", "10m", "--plot", str(tmp_path / "vm6.svg"))
+    assert str(nothing.exception).endswith("no sample of cpu or memory of vm6 in the last 10m")
+    assert not (tmp_path / "vm6.svg").exists()
+    assert "no sample of cpu of vm6" in str(run("vm6", "cpu").exception)
+    assert set(json.loads(run("vm6", "cpu", "--json").stdout)["metrics"]["cpu"]) == {None}
     for wrong in (["vm5"], ["vm5", "cpu", "--last", "soon"], ["vm5", "cpu", "--plot", "x.nothing"]):
         assert run(*wrong).exception is not None
     assert "another process" in str(run("check").exception)
