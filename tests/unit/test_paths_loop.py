@@ -24,7 +24,7 @@ from controller.history.errors import HistoryUnavailable
 from controller.history.history import History
 from controller.loops import Ground, Pool
 from controller.loops.paths.asked import Question
-from controller.loops.paths.loop import Paths, Seen, reason, unchosen
+from controller.loops.paths.loop import Paths, Seen, cut, parts_of, reason, unchosen
 from controller.loops.paths.matrices import as_if_moved, matrices
 from controller.loops.paths.moves import Move, moves_of
 from controller.loops.paths.routes import settled
@@ -464,6 +464,52 @@ def test_what_was_chosen_is_taken_away_where_nothing_is_to_be_chosen(
     assert not store.snapshot().routes
     assert not decisions(store)
     store.close()
+
+
+def test_what_was_chosen_stays_while_all_links_are_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is an ordinary state, told once, and once more when it has ended."""
+    store = Store.open(f"sqlite:///{tmp_path}/pleach.db")
+    whole = fabric(SQUARE, [1, 4])
+    with store.transaction() as tx:
+        for record in whole.records():
+            tx.put(record)
+        write_rows(tx, [Row(ONE, time.time(), {FOUR: {BULK: 1e9}})], 3_600)
+    ground = standing_on(store)
+    loop = Paths(PathSettings())
+
+    def turn(up: Callable[[Link], bool]) -> int:
+        """After a turn with the links that are to be up: how many decisions there are."""
+        with store.transaction() as tx:
+            for link in whole.links.values():
+                tx.put(link.model_copy(update={"up": up(link)}))
+        loop._due = 0.0
+        asyncio.run(loop.turn(ground))
+        return len(decisions(store))
+
+    def alone(link: Link) -> bool:
+        """Links between other switches than edges are of no use."""
+        return ONE not in {link.datapath, link.to_datapath}
+
+    assert turn(lambda _: True) == 1
+    chosen = store.snapshot().routes
+    assert chosen
+    assert [turn(up) for up in (lambda _: False, lambda _: False, alone)] == [1, 1, 1]
+    assert store.snapshot().routes == chosen
+    assert turn(lambda _: True) == 2
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told == [cut([[ONE], [FOUR]]), "all edges have a way to each other again"]
+    assert "no two of 2 edges" in told[0]
+    store.close()
+
+
+def test_how_a_fabric_is_cut_is_told() -> None:
+    state = fabric([(1, 2), (3, 4)], [1, 2, 4])
+    parts = parts_of(fabric_of(state, GBIT, 0.0))
+    assert parts == [[ONE, TWO], [FOUR]]
+    assert f"{{{ONE}, {TWO}}} | {{{FOUR}}}" in cut(parts)
+    assert cut([[ONE, TWO]]) == ""
 
 
 def test_a_fabric_without_links_is_told_as_such() -> None:

@@ -77,6 +77,40 @@ def unchosen(settings: PathSettings, edges: int) -> str:
     return ""
 
 
+def parts_of(fabric: Fabric) -> list[list[str]]:
+    """The edges in groups, of which each has a way to all others of its group."""
+    near: dict[str, set[str]] = {}
+    for source, target in fabric.joints:
+        near.setdefault(source, set()).add(target)
+    parts: list[list[str]] = []
+    seen: set[str] = set()
+    for edge in fabric.edges:
+        if edge in seen:
+            continue
+        reached, todo = {edge}, [edge]
+        while todo:
+            fresh = near.get(todo.pop(), set()) - reached
+            reached |= fresh
+            todo += fresh
+        seen |= reached
+        parts.append([name for name in fabric.edges if name in reached])
+    return parts
+
+
+def cut(parts: list[list[str]]) -> str:
+    """What to say where edges have no way to each other, "" where all have one."""
+    if len(parts) < 2:
+        return ""
+    if all(len(part) == 1 for part in parts):
+        return (
+            f"no two of {len(parts)} edges have a way to each other: paths stay as they were "
+            "chosen until a link is up; mend one"
+        )
+    told = " | ".join(f"{{{_listed(part)}}}" for part in parts[: _NAMED + 1])
+    more = f" and {len(parts) - _NAMED - 1} parts more" if len(parts) > _NAMED + 1 else ""
+    return f"some edges have no way to each other: {told}{more}: mend a link"
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
@@ -97,6 +131,8 @@ class Paths:
         self._looked_at = -1
         #: Why paths are not chosen, as it was last told.
         self._told = ""
+        #: How the fabric is cut, as it was last told.
+        self._cut = ""
 
     async def turn(self, ground: Ground) -> None:
         """Decide, where there is a reason to."""
@@ -151,6 +187,12 @@ class Paths:
             self._due = time.monotonic() + min(every_s, self._settings.every_s)
             return
         self._rest(seen)
+        parts = parts_of(fabric)
+        if (found_cut := cut(parts)) != self._cut:
+            self._cut = found_cut
+            log.warning("%s", found_cut or "all edges have a way to each other again")
+        if all(len(part) == 1 for part in parts):
+            return  # the routes that stand are good again once links are
         question = Question(
             fabric=fabric,
             rows=rows,
