@@ -13,8 +13,8 @@ from controller.commands.common import (
     Json,
     client,
     made,
+    show_fields,
     show_json,
-    show_record,
     show_table,
 )
 from controller.model.nouns import Reservation, Tunnel
@@ -25,6 +25,8 @@ _NOTHING_YET = (
     "nothing was decided yet: paths are first chosen when two edges or more are there and traffic "
     "between them was measured (paths.measure_s); see `pleach loops` for trouble"
 )
+
+_RESERVATION = ("RESERVATION", "TUNNEL", "RATE", "DIRECTION", "UNTIL", "FOR")
 
 _End = Annotated[str | None, typer.Argument(help="A datapath, host or VM.")]
 _Id = Annotated[str, typer.Argument(help="Its id.")]
@@ -145,7 +147,18 @@ def add(
     fields = {"id": key, "link": link, "capacity": _bps(mbps), "reservable": reservable}
     record = made(lambda: Tunnel.model_validate(fields))
     with client() as pleach:
-        show_record(pleach.put(record), as_json)
+        kept = pleach.put(record)
+    if as_json:
+        show_json(kept)
+        return
+    show_fields(
+        [
+            ("tunnel", kept.id),
+            ("leaves by", kept.link),
+            ("capacity", _rate(kept.capacity)),
+            ("reservable", f"{kept.reservable:.1%}"),
+        ]
+    )
 
 
 @tunnel.command("list")
@@ -199,7 +212,12 @@ def reserve(
     }
     asked = made(lambda: NewReservation.model_validate(fields))
     with client() as pleach:
-        show_record(pleach.reserve(key, asked), as_json)
+        granted = pleach.reserve(key, asked)
+    if as_json:
+        show_json(granted)
+    else:
+        names = (name.lower() for name in _RESERVATION)
+        show_fields(zip(names, _row(granted), strict=True))
 
 
 @tunnel.command("reservations")
@@ -210,20 +228,12 @@ def reservations(as_json: Json = False) -> None:
     if as_json:
         show_json(found)
         return
-    show_table(
-        ("RESERVATION", "TUNNEL", "RATE", "DIRECTION", "UNTIL", "FOR"),
-        (
-            (
-                r.id,
-                r.tunnel,
-                _rate(r.rate),
-                "out" if r.forward else "in",
-                _when(r.expires_at),
-                r.purpose,
-            )
-            for r in found
-        ),
-    )
+    show_table(_RESERVATION, map(_row, found))
+
+
+def _row(r: Reservation) -> tuple[str, ...]:
+    way = "out" if r.forward else "in"
+    return (r.id, r.tunnel, _rate(r.rate), way, _when(r.expires_at), r.purpose)
 
 
 @tunnel.command("release")

@@ -125,16 +125,21 @@ def _infeasible(tunnel: Tunnel, wanted: Reservation, refused: Refused, now: floa
     later = (
         f"wait {refused.free_at - now:.0f} s, when others end"
         if refused.free_at is not None
-        else f"it never fits: {tunnel.reservable:.0%} of {tunnel.capacity} bit/s can be reserved"
+        else f"it never fits: {tunnel.reservable:.0%} of {_rate(tunnel.capacity)} can be reserved"
     )
     return Problem(
         CONFLICT,
-        f"{wanted.rate} bit/s of tunnel {tunnel.id} {way} {tunnel.link} cannot be had: "
-        f"{refused.free} bit/s are free",
-        f"Ask for {refused.free} bit/s or less, or {later}."
+        f"{_rate(wanted.rate)} of tunnel {tunnel.id} {way} {tunnel.link} cannot be had: "
+        f"{_rate(refused.free)} are free",
+        f"Ask for {_rate(refused.free)} or less, or {later}."
         if refused.free
         else f"Nothing is free: {later}.",
     )
+
+
+def _rate(bps: int) -> str:
+    """For people, and as REST takes it."""
+    return f"{bps / 1e6:,.12g} Mbit/s ({bps} bit/s)"
 
 
 def _add_releasing(routes: APIRouter, brain: Brain) -> None:

@@ -3,6 +3,8 @@ released, ended; why traffic goes as it goes."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +75,8 @@ def test_a_tunnel_grants_what_it_has_and_says_what_is_free(client: Client) -> No
     assert first.expires_at > time.time()
     told = refused(client.reserve, "wan", NewReservation(id="b", rate=400 * MIB))
     assert (told.status, told.type) == (409, "conflict")
-    assert "300000000 bit/s are free" in told.detail
+    assert "300 Mbit/s (300000000 bit/s) are free" in told.detail
+    assert "Ask for 300 Mbit/s (300000000 bit/s) or less" in told.mend
     # The other direction is another matter, and the same id takes the place of what it had.
     client.reserve("wan", NewReservation(id="b", rate=900 * MIB, forward=False))
     client.reserve("wan", NewReservation(id="a", rate=850 * MIB))
@@ -81,7 +84,7 @@ def test_a_tunnel_grants_what_it_has_and_says_what_is_free(client: Client) -> No
     assert (left.forward.reserved, left.forward.free) == (850 * MIB, 50 * MIB)
     assert left.backward.free == 0
     never = refused(client.reserve, "wan", NewReservation(id="c", rate=950 * MIB))
-    assert "never" in never.mend
+    assert "never fits: 90% of 1,000 Mbit/s (1000000000 bit/s)" in never.mend
     client.release("a")
     assert client.tunnel_bandwidth("wan").forward.free == 900 * MIB
     assert refused(client.release, "a").status == 404
@@ -169,10 +172,22 @@ def test_the_command_line_tells_the_same(
     assert "because 0" in told
     assert "30.0%" in told
     assert "reason 1" in pleach("paths")
-    pleach("tunnel", "add", "cli", f"{ONE}:98", "1000")
-    assert "mig-9" in pleach("tunnel", "reserve", "cli", "100", "--purpose", "mig-9", "--id", "x")
+    made = pleach("tunnel", "add", "cli", f"{ONE}:98", "1000")
+    assert [line.split()[-2:] for line in made.splitlines()] == [
+        ["tunnel", "cli"],
+        ["by", f"{ONE}:98"],
+        ["1,000.000", "Mbit/s"],
+        ["reservable", "90.0%"],
+    ]
+    granted = pleach("tunnel", "reserve", "cli", "100", "--purpose", "mig-9", "--id", "x")
+    assert "rate         100.000 Mbit/s" in granted
+    assert "direction    out" in granted
+    assert re.search(r"until {8}\d{4}-\d\d-\d\d \d\d:\d\d", granted)
+    assert "for          mig-9" in granted
+    again = ("tunnel", "reserve", "cli", "100", "--id", "x", "--json")
+    assert json.loads(pleach(*again))["rate"] == 100 * MIB
     assert "800.000" in pleach("tunnel", "list")
-    assert "mig-9" in pleach("tunnel", "reservations")
+    assert "100.000 Mbit/s  out" in pleach("tunnel", "reservations")
     pleach("tunnel", "release", "x")
     pleach("tunnel", "delete", "cli")
 
