@@ -22,9 +22,10 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from controller.history.errors import HistoryError
 from controller.history.history import History
+from controller.logs import configure
 from controller.model.state import State
 from controller.process import die_with_parent
-from controller.settings import Settings
+from controller.settings import LogSettings, Settings
 from controller.store import Store, StoreError, Transaction
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,11 @@ class LoopStatus:
 
 
 class Pool:
-    """One process for computations, made when the first comes, and again where it died."""
+    """One process for computations, made when the first comes, and again where it died. It logs
+    as `logs` says, to this process's stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: LogSettings | None = None) -> None:
+        self._logs = logs or LogSettings()
         self._executor: ProcessPoolExecutor | None = None
         self._stopped = False
 
@@ -95,7 +98,7 @@ class Pool:
         for last in (False, True):
             if self._stopped:
                 raise BrokenProcessPool("the pool was stopped")
-            executor = self._executor = self._executor or _executor()
+            executor = self._executor = self._executor or _executor(self._logs)
             try:
                 running = loop.run_in_executor(executor, partial(function, *args, **kwargs))
                 _leave_pipes_to(executor)
@@ -188,12 +191,12 @@ class Loops:
         )
 
 
-def _executor() -> ProcessPoolExecutor:
+def _executor(logs: LogSettings) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         max_workers=1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_become_worker,
-        initargs=(os.getpid(),),
+        initargs=(os.getpid(), logs),
     )
 
 
@@ -206,8 +209,10 @@ def _leave_pipes_to(executor: ProcessPoolExecutor) -> None:
     queues._result_queue._writer.close()
 
 
-def _become_worker(parent: int) -> None:
-    """In the pool's process: end with the brain, leave signals to it, and give way to it."""
+def _become_worker(parent: int, logs: LogSettings) -> None:
+    """In the pool's process: end with the brain, leave signals to it, give way to it, and log
+    as it does."""
     die_with_parent(parent, signal.SIGKILL)
+    configure(logs.level, logs.format)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)

@@ -58,7 +58,8 @@ class Brain:
                 lambda: self.replica.state,
                 self.writer.submit,
                 self.timeseries.history,
-                Pool(),
+                Pool(settings.log),
+                Pool(settings.log),
             ),
         )
         self.stopping = False

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 
 from controller.loops import Ground, Loops, Pool
+from controller.settings import LogSettings
 from controller.store import StoreUnavailable
 
 
@@ -130,6 +133,33 @@ def test_the_pool_computes_elsewhere_and_passes_errors_on() -> None:
             pool.stop()
 
     asyncio.run(run())
+
+
+def _tell() -> None:
+    logging.getLogger("computing").info("no new model is taken", extra={"family": "cpu"})
+    logging.getLogger("computing").debug("this is not asked for")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_what_the_pool_logs_has_the_form_of_the_logs(
+    form: Literal["json", "text"], capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def run() -> None:
+        pool = Pool(LogSettings(format=form))
+        try:
+            await pool.run(_tell)
+        finally:
+            pool.stop()
+
+    asyncio.run(run())
+    (line,) = capfd.readouterr().err.splitlines()
+    if form == "json":
+        told = json.loads(line)
+        assert (told["level"], told["event"]) == ("info", "no new model is taken")
+        assert told["family"] == "cpu"
+        assert told["time"]
+    else:
+        assert line.endswith("no new model is taken family=cpu")
 
 
 def test_a_pool_that_dies_is_made_again() -> None:
