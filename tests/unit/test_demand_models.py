@@ -195,11 +195,17 @@ def test_a_model_that_is_worse_is_not_taken(tmp_path, monkeypatch):
     assert store.newest("cpu").about.made == 1
 
 
-@pytest.mark.parametrize("values", [np.full((2, 8 * DAY_BINS), np.nan), rhythm(3, 2)])
-def test_too_little_to_learn_from_is_told(tmp_path, values):
+def late(days):
+    """Two series of 20 days of which the last ones alone are known."""
+    return np.hstack([np.full((2, (20 - days) * DAY_BINS), np.nan), rhythm(days, 2)])
+
+
+@pytest.mark.parametrize("values", [np.full((2, 8 * DAY_BINS), np.nan), rhythm(3, 2), late(6)])
+def test_too_little_to_learn_from_is_told_in_a_line(tmp_path, values, caplog):
     done = retrain(ModelStore(tmp_path), [panel_of(values)], MONDAY)
     assert (done.kept, done.taken) == (None, False)
-    assert done.reason
+    assert done.reason == "less than 7 days of past"
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_metrics_that_are_not_alike_are_not_learned_together():

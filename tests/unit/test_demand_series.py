@@ -126,6 +126,13 @@ def test_an_hour_of_which_less_than_half_is_known_is_not_known():
     np.testing.assert_array_equal(Target.HOURS.series(values), [[np.nan, 1]])
 
 
+def test_a_seasonal_error_of_a_few_values_is_none():
+    """What was known for a day and five minutes more may look as if it never changed."""
+    day = np.tile(np.arange(288.0), 2)[None]
+    assert np.isnan(seasonal_error(day[:, : 288 + 71], 288)).all()
+    assert seasonal_error(day[:, : 288 + 72], 288)[0] == 0
+
+
 def test_seasonal_error_and_pinball_are_as_defined():
     assert seasonal_error(np.array([[0.0, 1, 2, 5]]), 2)[0] == 3
     loss = pinball(np.array([1.0]), np.array([[0.0, 2.0, 0.0, 2.0]]))

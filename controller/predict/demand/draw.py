@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.predict.demand.forecast import Forecast
+from controller.predict.demand.forecast import Forecast, Reason
 from controller.predict.demand.ledger import Quality
 from controller.predict.demand.series import STEP, Metric, Panel
 from controller.predict.demand.targets import QUANTILES, Target
@@ -59,6 +59,8 @@ def reasons(forecast: Forecast) -> list[str]:
             f"{model} {loss:.3f}" for model, loss in sorted(why.losses.items(), key=lambda e: e[1])
         )
         lines.append(f"recent loss of each model (1 is the seasonal naive error): {told}")
+        if why.model in why.losses:
+            lines.append(_why_this(why))
     else:
         lines.append("no forecast of this VM has been settled yet; this model is the first choice")
     if why.first is not None and why.last is not None:
@@ -67,6 +69,14 @@ def reasons(forecast: Forecast) -> list[str]:
             f"past: {hours:.0f} h known, from {_time(why.first)} to {_time(why.last + STEP)}"
         )
     return [*lines, *why.notes]
+
+
+def _why_this(why: Reason) -> str:
+    """How the chosen model fares among those that have a record."""
+    best = min(why.losses.values())
+    if why.losses[why.model] <= best:
+        return "it is chosen as the best of late of those that can tell this"
+    return "it is kept until another is better by so much, for so long, that it is no chance"
 
 
 def document(forecast: Forecast) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What will each VM need? The models, the choice among them, and what makes their word good.
 
-    past ─▶ without events ─▶ each model ─▶ chosen per VM ─▶ calibrated ─▶ with events ─▶ sane
+    past ─▶ without events ─▶ each model ─▶ chosen per VM ─▶ calibrated ─▶ sane ─▶ with events
+        ─▶ in agreement with each other
 
 A `Forecaster` holds no clock and reads no history: whoever calls it gives it panels.
 """
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.predict.demand import global_model, newcomers
+from controller.predict.demand.coherence import coherent
 from controller.predict.demand.conformal import Calibration, Misses, calibrate, together
 from controller.predict.demand.events import Calendar, step_factors, without
 from controller.predict.demand.forecast import Forecast, Reason, sane
@@ -156,6 +158,8 @@ class Forecaster:
         peers = self._peers_of(past) if len(short) or not _all_told(every.values()) else None
         if peers is not None:
             every[peers.name] = ask(peers, past, wanted)
+        used: dict[Target, Array] = {}
+        chosen: dict[Target, tuple[NDArray[np.intp], Scores]] = {}
         for target in wanted:
             words = {name: word[target] for name, word in every.items()}
             scores = self.ledger.scores(panel.metric, target, tuple(words), panel.names, panel.end)
@@ -169,10 +173,20 @@ class Forecaster:
                 for name, word in words.items()
                 if name != newcomers.NAME
             ]
-            used = _finished(past, target, values, calendars, known)
+            used[target] = _finished(past, target, values, calendars, known)
+            chosen[target] = choice, scores
+        # Many peaks were seen by who learned from all VMs; of one VM alone there are few.
+        sure = {
+            target: np.array(scores.models)[choice] == global_model.NAME
+            for target, (choice, scores) in chosen.items()
+        }
+        for target, values in coherent(used, sure).items():
+            choice, scores = chosen[target]
             kinds = {n: peers.kind(panel.names[n], target) for n in short.tolist()} if peers else {}
             notes = {name: said[target] for name, said in why.items()}
-            forecasts += _told(panel, target, used, choice, scores, calendars, known, kinds, notes)
+            forecasts += _told(
+                panel, target, values, choice, scores, calendars, known, kinds, notes
+            )
         return Round(tuple(forecasts), tuple(told))
 
     def _calendars(self, panel: Panel) -> list[Calendar]:

@@ -69,13 +69,17 @@ class Target(StrEnum):
 
 def seasonal_error(series: Array, season: int) -> Array:
     """Mean absolute difference to a season before, per row: the scale of MASE (Hyndman and
-    Koehler 2006). NaN where no two values are a season apart."""
+    Koehler 2006). NaN where fewer values than a quarter of a season, or none, are known that are
+    a season apart: the first few often happen to be the same."""
+    least = max(1, season // 4)
     out = np.empty(len(series), dtype=series.dtype)
     # In parts that a processor's cache holds.
     for at in range(0, len(series), _PART):
         part = series[at : at + _PART]
+        apart = np.abs(part[:, season:] - part[:, :-season])
         with gaps_allowed():
-            out[at : at + _PART] = np.nanmean(np.abs(part[:, season:] - part[:, :-season]), axis=1)
+            mean = np.nanmean(apart, axis=1)
+        out[at : at + _PART] = np.where(np.isfinite(apart).sum(axis=1) >= least, mean, np.nan)
     return out
 
 

@@ -97,7 +97,7 @@ def retrain(
     """Learn one family of metrics anew from `panels`, and keep it if it is good enough."""
     family = panels[0].metric.family
     current = store.newest(family)
-    if min(panel.bins for panel in panels) < LEAST:
+    if min(_reach(panel) for panel in panels) < LEAST:
         return _not_taken(current, family, f"less than {LEAST // DAY_BINS} days of past")
     held = HELD_OUT * DAY_BINS
     try:
@@ -118,6 +118,12 @@ def retrain(
     log.info("a new model is in use", extra={"family": family, "loss": round(new.loss, 4)})
     reason = f"loss {new.loss:.3f} on {HELD_OUT} held-out days, seasonal naive {naive.loss:.3f}"
     return Retrained(Kept(model, about), True, reason, (new, naive))
+
+
+def _reach(panel: Panel) -> int:
+    """Bins from the first that is known of any series to the end."""
+    known = np.isfinite(panel.values).any(axis=0)
+    return panel.bins - int(known.argmax()) if known.any() else 0
 
 
 def trial(
