@@ -89,9 +89,9 @@ def list_vms(
     with client() as pleach:
         filters = {name: value for name, value in given.items() if value is not None}
         vms = list(pleach.list(Vm, **filters))
-        places = {} if as_json else {p.vm: p for p in pleach.list(Placement)}
+        places = {p.vm: p for p in pleach.list(Placement)}
     if as_json:
-        show_json(vms)
+        show_json([{**vm.model_dump(), **_place(places.get(vm.id))} for vm in vms])
         return
     show_table(
         ("VM", "TENANT", "HOST", "PORTS", "MAC", "IPV4", "GROUPS"),
@@ -108,6 +108,12 @@ def list_vms(
             for vm in vms
         ),
     )
+
+
+def _place(place: Placement | None) -> dict[str, object]:
+    if place is None:
+        return {"host": None, "ports": ()}
+    return {"host": place.host, "ports": place.ports}
 
 
 @app.command()

@@ -215,6 +215,16 @@ def test_tables_are_aligned(pleach: Run) -> None:
     )
 
 
+def test_vms_are_listed_with_where_they_are_also_as_json(pleach: Run) -> None:
+    assert pleach("vm", "place", "vm0", "h1", "p", "--no-wait")[0] == 0
+    listed = json.loads(pleach("vm", "list", "--json")[1])
+    assert [(vm["id"], vm["host"], vm["ports"]) for vm in listed] == [
+        ("vm0", "h1", ["p"]),
+        ("vm1", None, []),
+    ]
+    assert listed[0]["nics"][0]["mac"] == "02:00:00:00:00:01"
+
+
 def test_a_vm_is_placed_moved_and_removed(served: Running, pleach: Run) -> None:
     assert pleach("vm", "place", "vm0", "h1", "p", "--no-wait")[1].startswith("applied")
     code, out, _ = pleach("vm", "migrate", "vm0", "h2", "q", "--id", "m1", "--no-wait")
