@@ -35,7 +35,14 @@ def behaviour(
             return
         drawn = _drawn(pleach, found) if draw else {}
     if found.at is None:
-        typer.echo(f"of {vm} too little is known: it takes some 6 hours of samples")
+        # Here, because it brings what is slow to import.
+        from controller.loops.behaviour import AGAIN_S
+
+        typer.echo(
+            f"of {vm} nothing is told yet: it takes some 6 hours of samples, and then its next "
+            f"turn, as a rule within {_span(AGAIN_S)}, with many VMs within behaviour.round_s "
+            "(`pleach loops` tells of trouble)"
+        )
         return
     show_fields((("vm", vm), ("as of", _instant(found.at)), ("role", found.role)))
     headers = ("METRIC", "MEAN", "PERIODS", "TREND", "BURSTS", "VARIES", "DAYS")

@@ -130,7 +130,9 @@ def test_the_command_prints_and_draws(shared: Running, monkeypatch: pytest.Monke
     assert "█" in shown
     assert "alike: vm" in shown
     assert "█" not in run("behaviour", "vm0", "--no-draw")
-    assert "too little" in run("behaviour", "vm5")
+    waits = run("behaviour", "vm5")
+    assert "nothing is told yet" in waits
+    assert "its next turn, as a rule within 30 min" in waits
     assert json.loads(run("behaviour", "vm0", "--json"))["vm"] == "vm0"
     assert "role-" in run("roles")
 
