@@ -97,6 +97,14 @@ _PATHS: dict[type[Record], str] = {
 _RETRY_STATUS = frozenset({429, 503})
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_AWAY = (
+    "See that the brain runs (`pleach brain`), that the URL is right, and whether it asks for a "
+    "client's certificate."
+)
+_UNTRUSTED = (
+    "See that the URL names the brain as its certificate does, and tell which authority signed "
+    "that: PLEACH_CA=FILE for the command line, agent.ca for an agent."
+)
 
 
 class Problem(Exception):  # noqa: N818 - the name that RFC 9457 gives it
@@ -619,8 +627,7 @@ class Client:
                 title="The server cannot be reached",
                 status=0,
                 detail=f"{self._url}: {error or type(error).__name__}",
-                mend="See that the brain runs (`pleach brain`), that the URL is right, and "
-                "whether it asks for a client's certificate.",
+                mend=_UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else _AWAY,
             )
         )
 

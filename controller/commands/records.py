@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from controller.client import Client
 from controller.commands.common import (
     Failure,
     Json,
@@ -17,7 +18,7 @@ from controller.commands.common import (
     show_record,
     show_table,
 )
-from controller.model.nouns import AccessRule, Host, Record, Selector, Subnet, Tenant
+from controller.model.nouns import AccessRule, Host, Record, Selector, Subnet, Tenant, Vm
 
 tenant = typer.Typer(no_args_is_help=True, help="Customers, each with addresses of its own.")
 subnet = typer.Typer(no_args_is_help=True, help="Broadcast domains with a gateway.")
@@ -245,7 +246,27 @@ def access_create(
         "protocol": protocol,
         "ports": [_ports(text) for text in port or ()],
     }
-    _save(lambda: AccessRule.model_validate(fields), replace, as_json)
+    rule = made(lambda: AccessRule.model_validate(fields))
+    with client() as pleach:
+        show_record(pleach.put(rule) if replace else pleach.create(rule), as_json)
+        for name in _nobody(pleach, rule):
+            typer.echo(
+                f"warning: tenant {tenant} has no {name} (yet): the rule holds once it has",
+                err=True,
+            )
+
+
+def _nobody(pleach: Client, rule: AccessRule) -> list[str]:
+    """What a rule names that no VM of its tenant is, or is in."""
+    sides = (rule.source, rule.destination)
+    vms = {vm for side in sides for vm in side.vms}
+    groups = {group for side in sides for group in side.groups}
+    if not vms and not groups:
+        return []
+    for known in pleach.list(Vm, tenant=rule.tenant):
+        vms.discard(known.id)
+        groups.difference_update(known.groups)
+    return [f"VM {vm}" for vm in sorted(vms)] + [f"VM in group {name}" for name in sorted(groups)]
 
 
 @access.command("list")

@@ -194,7 +194,14 @@ def test_definitions_by_command(pleach: Run) -> None:
     assert code == 0
     assert "ipv4=10.7.0.9" in out
     rule = ("--tenant", "zeta", "--to-group", "g", "--protocol", "tcp", "--port", "80-90")
-    assert pleach("access", "create", "r", *rule)[0] == 0
+    code, _, err = pleach("access", "create", "r", *rule)
+    assert (code, err) == (0, "")
+    mistyped = ("--tenant", "zeta", "--action", "deny", "--from-vm", "z1", "--to-vm", "z11")
+    code, _, err = pleach("access", "create", "s", *mistyped, "--to-group", "h")
+    assert code == 0
+    told = [line.partition(" (yet)")[0] for line in err.splitlines()]
+    assert told == [f"warning: tenant zeta has no {what}" for what in ("VM z11", "VM in group h")]
+    assert pleach("access", "delete", "s")[0] == 0
     assert "80-90" in pleach("access", "list")[1]
     assert pleach("host", "create", "h8", "--datapath", "0x88", "--site", "east")[0] == 0
     shown = json.loads(pleach("host", "show", "h8", "--json")[1])

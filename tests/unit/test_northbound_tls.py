@@ -102,7 +102,8 @@ def _refused(client: Client) -> str:
     with client, pytest.raises(Problem) as problem:
         client.put(Tenant(id="refused"))
     assert problem.value.status == 0
-    assert "client's certificate" in problem.value.mend
+    untrusted = "CERTIFICATE_VERIFY_FAILED" in problem.value.detail
+    assert ("PLEACH_CA=" if untrusted else "client's certificate") in problem.value.mend
     return problem.value.detail
 
 
