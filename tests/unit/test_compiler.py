@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.act.dataplane.compiler import Compiler, FlowKey, Key, compile_all, compile_unit
-from controller.act.dataplane.impact import datapaths, units_at
+from controller.act.dataplane.impact import Impact, Spot, datapaths, units_at
 from controller.act.dataplane.openflow.records import Flow
 from controller.act.dataplane.pipeline import TABLES, WEIGHTED, TableId
 from controller.act.dataplane.view import FabricView
@@ -320,6 +322,65 @@ def test_change_by_change_equals_from_nothing(
                 if before.get(datapath, {}).get(key) != got.get(key)
             }
             assert differing <= changed.get(datapath, set())
+
+
+class InOrder(set[Spot]):
+    """Spots in a certain order; that of a set is any."""
+
+    backwards = False
+
+    def __iter__(self) -> Iterator[Spot]:
+        return iter(sorted(super().__iter__(), key=str, reverse=self.backwards))
+
+
+def handed_on() -> dict[str, list[tuple[str, str, Record | None]]]:
+    """What passes from VM r1 to another at once: its port, the number of that, its MAC."""
+    other = vm_record("r3", ["red1"], ())
+    again = base_state().vms["r1"].model_copy(update={"id": "r9"})
+    number = f"{DPIDS[0]}:20"
+    return {
+        "port": [
+            ("vm", "r3", other),
+            ("placement", "r1", None),
+            ("placement", "r3", Placement(vm="r3", host="h1", ports=("r1s0",))),
+        ],
+        "number": [
+            ("vm", "r3", other),
+            ("placement", "r3", Placement(vm="r3", host="h1", ports=("r3s0",))),
+            ("port", number, Port(datapath=DPIDS[0], number=20, name="r3s0")),
+        ],
+        "mac": [
+            ("placement", "r1", None),
+            ("vm", "r1", None),
+            ("vm", "r9", again),
+            ("placement", "r9", Placement(vm="r9", host="h1", ports=("r1s0",))),
+        ],
+    }
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("what", handed_on())
+def test_what_is_handed_on_at_once_is_the_next_one_s(
+    what: str, backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = Impact.__init__
+
+    def ordered(self: Impact, view: FabricView) -> None:
+        init(self, view)
+        self.spots = InOrder()
+        self.spots.backwards = backwards
+
+    compiler = Compiler(base_state())
+    monkeypatch.setattr(Impact, "__init__", ordered)
+    compiler.apply(Change(n + 1, *step) for n, step in enumerate(handed_on()[what]))
+    fresh = FabricView.of(copy.deepcopy(compiler.view.state), compiler.view.observed)
+    for datapath in datapaths(fresh):
+        expected = compile_all(fresh, datapath)
+        got = compiler.desired[datapath]
+        assert got.entries == expected.entries
+        assert {k: got.owner(k) for k in got.entries} == {
+            k: expected.owner(k) for k in expected.entries
+        }
 
 
 def observed_view() -> FabricView:

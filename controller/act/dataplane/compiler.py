@@ -80,10 +80,11 @@ _ROOMS: dict[str, Callable[[FabricView, str, str], Entries]] = {
 
 @dataclass(slots=True)
 class Desired:
-    """What one datapath is to have, by unit and altogether."""
+    """What one datapath is to have, by unit and altogether, and whose each entry is."""
 
     units: dict[Unit, tuple[Key, ...]] = field(default_factory=dict)
     entries: dict[Key, Entry] = field(default_factory=dict)
+    owners: dict[Key, Unit] = field(default_factory=dict)
 
     def refresh(self, unit: Unit, rules: Rules) -> set[Key]:
         """Put `rules` in the place of what the unit had; the keys that differ now."""
@@ -96,10 +97,12 @@ class Desired:
             if self.entries.get(key) != entry:
                 changed.add(key)
         for key in self.units.get(unit, ()):
-            if key not in fresh:
-                self.entries.pop(key, None)
+            # What a VM left may already be another's, such as a port that was handed on.
+            if key not in fresh and self.owners.get(key) == unit:
+                del self.entries[key], self.owners[key]
                 changed.add(key)
         self.entries.update(fresh)
+        self.owners.update(dict.fromkeys(fresh, unit))
         if fresh:
             self.units[unit] = tuple(fresh)
         else:
@@ -107,16 +110,14 @@ class Desired:
         return changed
 
     def owner(self, key: Key) -> str:
-        """Whom the entry at `key` serves, such as "vm web-1"; "nobody" where it is not wanted.
-        Looks through everything: for what goes wrong."""
-        for unit, keys in self.units.items():
-            if key in keys:
-                return f"{unit.kind} {unit.key}".strip()
-        return "nobody"
+        """Whom the entry at `key` serves, such as "vm web-1"; "nobody" where it is not wanted."""
+        unit = self.owners.get(key)
+        return f"{unit.kind} {unit.key}".strip() if unit else "nobody"
 
     def become(self, other: Desired) -> set[Key]:
         """Take over all that `other` has; the keys that differ now."""
-        before, self.entries, self.units = self.entries, other.entries, other.units
+        before = self.entries
+        self.units, self.entries, self.owners = other.units, other.entries, other.owners
         return {key for key in {*before, *self.entries} if before.get(key) != self.entries.get(key)}
 
 
