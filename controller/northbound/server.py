@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -59,6 +60,8 @@ log = logging.getLogger("controller.northbound")
 SWITCH_S = 0.0005
 #: Seconds that requests under way have to end after a signal.
 GRACE_S = 5
+#: Seconds between two looks meanwhile at whose connections are over.
+_PART_S = 0.05
 
 
 def application(brain: Brain) -> Gate:
@@ -186,11 +189,37 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         self.stop()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        parting = asyncio.create_task(self._part(), name="parting")
+        try:
+            await super().shutdown(sockets)
+        finally:
+            parting.cancel()
+
+    async def _part(self) -> None:
+        """Take leave of clients without their reply. A TLS connection that is closed waits for
+        the other side's close_notify, and who keeps it for later requests does not look."""
+        while self.config.ssl is not None:
+            for connection in list(self.server_state.connections):
+                transport = connection.transport
+                if transport.is_closing() and not transport.get_write_buffer_size():
+                    # Ours is sent, or on its way in TCP, which an end from there does not stop.
+                    _hear_no_more(transport)
+            await asyncio.sleep(_PART_S)
+
     def stop(self) -> None:
         """End once the requests under way are answered. From any thread."""
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.brain.begin_stop)
+
+
+def _hear_no_more(transport: asyncio.Transport) -> None:
+    """Let a connection see the end of what the other side sends."""
+    number = transport.get_extra_info("socket").fileno()
+    # The event loop's own object does not let it be done.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+        connection.shutdown(socket.SHUT_RD)
 
 
 def server(settings: Settings, store: Store) -> Server:

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,32 @@ def _refused(client: Client) -> str:
     untrusted = "CERTIFICATE_VERIFY_FAILED" in problem.value.detail
     assert ("PLEACH_CA=" if untrusted else "client's certificate") in problem.value.mend
     return problem.value.detail
+
+
+def test_who_keeps_a_connection_does_not_hold_up_the_end(
+    ours: Authority, certificate: Certificate, tmp_path: Path
+) -> None:
+    """Else the log has an error. What was answered arrives whole all the same."""
+    trusting = ssl.create_default_context(cafile=ours.file)
+    with ExitStack() as stack:
+        deployment = stack.enter_context(_brain(tmp_path, certificate))
+
+        def connect() -> ssl.SSLSocket:
+            plain = socket.create_connection(("127.0.0.1", deployment.northbound), timeout=20)
+            made = trusting.wrap_socket(stack.enter_context(plain), server_hostname="127.0.0.1")
+            return stack.enter_context(made)
+
+        connect()  # and says nothing
+        idle, slow = connect(), connect()
+        idle.sendall(b"GET /v1/health HTTP/1.1\r\nhost: brain\r\n\r\n")
+        assert idle.recv(65_536).startswith(b"HTTP/1.1 200")
+        slow.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: brain\r\n\r\n")
+        answer = slow.recv(1)
+        deployment.stop()
+        while piece := slow.recv(65_536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n"
 
 
 def test_a_client_that_trusts_the_authority(brain: Deployment, ours: Authority) -> None:
