@@ -183,7 +183,7 @@ def _of_file(
     try:
         all_vms = load(path, metric, _LEARNED_DAYS)
     except FileError as error:
-        raise Failure(str(error), "Columns vm, ts and the metric's name are wanted.") from error
+        raise Failure(str(error), error.mend) from error
     with _forecaster(calendar) as forecaster:
         if learn:
             done = forecaster.retrain([all_vms], all_vms.end)

@@ -390,7 +390,13 @@ def test_the_command_forecasts_from_a_file(pleach, tmp_path):
     assert done.exit_code == 0, done.exception
     assert "y cpu day-peak, %, from 2026-03-05 00:00" in done.stdout
     assert "there is no VM z" in str(pleach("z", "--file", str(path)).exception)
-    assert "cannot be read" in str(pleach("y", "memory", "--file", str(path)).exception)
+    lacking = pleach("y", "memory", "--file", str(path)).exception
+    assert "cannot be read" in str(lacking)
+    assert "columns vm, ts (Unix seconds) and memory" in lacking.mend
+    for name in ("none.csv", "none.parquet"):
+        missing = pleach("y", "--file", str(tmp_path / name)).exception
+        assert str(missing) == f"{tmp_path / name}: there is no such file"
+        assert missing.mend == "Name a .csv or .parquet file."
     path.write_text("vm,ts,cpu\n")
     assert "no sample" in str(pleach("y", "--file", str(path)).exception)
     path.write_text("vm,ts,cpu\nx,now,high\n")
