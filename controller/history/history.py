@@ -143,20 +143,16 @@ class History(Reader):
 
 class Lock:
     """The right to write in `directory`, which one process at a time has. Raises
-    HistoryUnavailable where another has it."""
+    HistoryUnavailable with `mend` where another has it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mend: str) -> None:
         file = directory / _LOCK
         try:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise HistoryUnavailable(
-                "another process writes here",
-                "end the other brain, or give this one another state_dir or history.url",
-                str(file),
-            ) from None
+            raise HistoryUnavailable("another process writes here", mend, str(file)) from None
         except OSError as error:
             raise of_os(error, str(file)) from error
 

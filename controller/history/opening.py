@@ -19,6 +19,9 @@ from controller.history.victoria import VictoriaEngine
 from controller.history.wal import of_os
 from controller.settings import HistorySettings, Settings, safe_directory
 
+#: What to do where another process has it, for who wants to write, and for who wants to check.
+_APART = "end the other brain, or give this one another state_dir or history.url"
+_STOP = "stop Pleach first: what is being written cannot be checked"
 #: Longest pause between two looks at what is due for packing, in seconds.
 _HOUSE_S = 30.0
 
@@ -33,7 +36,7 @@ def directory_of(settings: Settings) -> Path:
 def opened(settings: Settings) -> Iterator[History]:
     """The history, closed at the end. Raises HistoryError and SettingsError where it cannot
     be used, and HistoryUnavailable where another process has it."""
-    with _engine(settings) as engine:
+    with _engine(settings, _APART) as engine:
         chosen = settings.history
         history = History(
             directory_of(settings),
@@ -54,7 +57,7 @@ def check(settings: Settings) -> list[str]:
     directory = directory_of(settings)
     if not directory.exists():
         raise HistoryUnavailable("nothing was kept here", "see state_dir", str(directory))
-    with _engine(settings) as engine:
+    with _engine(settings, _STOP) as engine:
         wrong = engine.check()
         try:
             wal.check(directory / LOG_DIRECTORY)
@@ -64,14 +67,14 @@ def check(settings: Settings) -> list[str]:
 
 
 @contextmanager
-def _engine(settings: Settings) -> Iterator[Engine]:
-    """The engine, for as long as no other process has it."""
+def _engine(settings: Settings, mend: str) -> Iterator[Engine]:
+    """The engine, for as long as no other process has it; `mend` is told where one does."""
     directory = directory_of(settings)
     try:
         safe_directory(directory)
     except OSError as error:
         raise of_os(error, str(directory)) from error
-    lock = Lock(directory)
+    lock = Lock(directory, mend)
     try:
         engine = _open(settings.history, directory)
         try:

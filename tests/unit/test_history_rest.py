@@ -368,6 +368,8 @@ def test_the_command_shows_draws_and_checks(
     assert set(json.loads(run("vm6", "cpu", "--json").stdout)["metrics"]["cpu"]) == {None}
     for wrong in (["vm5"], ["vm5", "cpu", "--last", "soon"], ["vm5", "cpu", "--plot", "x.nothing"]):
         assert run(*wrong).exception is not None
-    assert "another process" in str(run("check").exception)
+    busy: Any = run("check").exception
+    assert "another process" in str(busy)
+    assert busy.mend.startswith("stop Pleach first")
     monkeypatch.setenv("PLEACH_STATE_DIR", str(tmp_path / "empty"))
     assert "nothing was kept here" in str(run("check").exception)
