@@ -69,6 +69,12 @@ def test_identify_what_is_damaged_or_none(pleach: Pleach, tmp_path: Path) -> Non
     out, err = pleach("identify", file)
     assert "HTTP" in out
     assert err.startswith(f"warning: {file}: ends within the frame at byte ")
+    nowhere = tmp_path / "nowhere.pcap"
+    assert pleach("identify", nowhere, code=2) == (
+        "",
+        f"error: {nowhere}: cannot be read: No such file or directory; "
+        "name a file made by tcpdump -w\n",
+    )
     file.write_bytes(b"no capture")
     assert pleach("identify", file, code=2) == (
         "",

@@ -67,7 +67,9 @@ class Capture:
         except ValueError as error:  # an empty file cannot be mapped
             raise CaptureError(f"{path}: is empty; name a file made by tcpdump -w") from error
         except OSError as error:
-            raise CaptureError(f"{path}: cannot be read: {error.strerror}") from error
+            raise CaptureError(
+                f"{path}: cannot be read: {error.strerror}; name a file made by tcpdump -w"
+            ) from error
         return cls(data, str(path))
 
     def __iter__(self) -> Iterator[Frame]:
