@@ -184,6 +184,7 @@ def made(build: Callable[[], Any]) -> Any:
         faults = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_url=False)
+            if e["type"] != "default_factory_not_called"  # follows from another fault
         )
         raise Failure(faults, "Correct the command's words.") from error
 

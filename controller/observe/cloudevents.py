@@ -232,6 +232,7 @@ def faults_of(error: ValidationError, under: str = "") -> list[Fault]:
             e["msg"].removeprefix("Value error, "),
         )
         for e in error.errors(include_url=False, include_context=False, include_input=False)
+        if e["type"] != "default_factory_not_called"  # follows from another fault
     ]
 
 

@@ -299,6 +299,18 @@ def test_wrong_words_are_told_without_a_traceback(
     assert "Traceback" not in err
 
 
+def test_a_wrong_prefix_is_one_fault(served: Running, pleach: Run) -> None:
+    words = ("--tenant", "acme", "--cidr", "10.0.0/24", "--cidr6", "fd00::/999")
+    code, _, err = pleach("subnet", "create", "x", *words)
+    assert code == 2
+    assert err.splitlines()[0] == (
+        "error: cidr: Input is not a valid IPv4 network; cidr6: Input is not a valid IPv6 network"
+    )
+    answer = served.call("PUT", "/v1/subnets/x", {"tenant": "acme", "cidr": "10.0.0/24"})
+    assert [fault["pointer"] for fault in answer.body["faults"]] == ["/cidr"]
+    assert "more" not in answer.body["detail"]
+
+
 def test_no_server_and_no_token(pleach: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.client.time.sleep", lambda _: None)
     monkeypatch.setenv("PLEACH_TOKEN", "wrong")
