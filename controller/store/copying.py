@@ -24,13 +24,13 @@ class Copied:
     rows: dict[str, int]
 
 
-def copy(source: Connection, target: Connection, *, replace: bool = False) -> Copied:
+def copy(source: Connection, target: Connection, place: str, *, replace: bool = False) -> Copied:
     """Copy every table of the transaction at `source` into that at `target`, both of the newest
-    schema, and compare the two.
+    schema, and compare the two. `place` is which database the target is, for messages.
 
     StoreError where the target holds something and `replace` is not given, StoreCorrupt where
     the two differ afterwards; then the target's transaction is not to be committed."""
-    _clear(target, replace)
+    _clear(target, place, replace)
     rows = {}
     for table in schema.metadata.sorted_tables:
         count = 0
@@ -52,7 +52,7 @@ def copy(source: Connection, target: Connection, *, replace: bool = False) -> Co
     return Copied(target.execute(revision).scalar_one(), rows)
 
 
-def _clear(target: Connection, replace: bool) -> None:
+def _clear(target: Connection, place: str, replace: bool) -> None:
     """Remove what the target holds: the counters of a new store, or with `replace` all."""
     tables = list(reversed(schema.metadata.sorted_tables))
     if not replace:
@@ -62,7 +62,7 @@ def _clear(target: Connection, replace: bool) -> None:
                 used = used.where(table.c.value > 0).where(_copied(table))
             if target.scalar(used):
                 raise StoreError(
-                    "the store to copy to",
+                    place,
                     f"it is not empty (table {table.name})",
                     "name a new one, or add --replace to lose what it holds",
                 )

@@ -172,7 +172,7 @@ class Postgresql:
                     file.errors(),
                     target.begin() as into,
                 ):
-                    copy(source, into)
+                    copy(source, into, file.place)
             finally:
                 written.dispose()
 

@@ -254,7 +254,7 @@ def copy_store(source: str, target: str, *, replace: bool = False) -> Copied:
         stack.callback(theirs.dispose)
         reading = stack.enter_context(_connected(one, ours))
         with other.errors(), other.writing(theirs) as writing:
-            copied = copy(reading, writing, replace=replace)
+            copied = copy(reading, writing, other.place, replace=replace)
             other.announce(writing)
         stack.enter_context(closing(other.bells())).ring()
     return copied

@@ -209,8 +209,12 @@ def test_a_copy_loses_nothing_unless_told_to(file_url: str, server_url: str) -> 
     store = Store.open(server_url)
     with store.transaction() as tx:
         tx.put_token(Token("bob", "viewer", None, "e" * 64, 1.0))
-    with pytest.raises(StoreError, match=r"not empty \(table token\)"):
+    with pytest.raises(StoreError, match=r"not empty \(table token\)") as told:
         copy_store(file_url, server_url)
+    assert told.value.place == server_url
+    with pytest.raises(StoreError, match="not empty") as told:
+        copy_store(server_url, file_url)
+    assert told.value.place == file_url.removeprefix("sqlite:///")
     assert store.token("e" * 64) is not None
     assert store.snapshot().tenants == {}
     bell = store.bell("consumer")
