@@ -134,12 +134,15 @@ class Authenticator:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[str, tuple[Token, float]] = OrderedDict()
+        #: How often tokens have changed.
+        self._changes = 0
         #: Refuses those who try too many tokens, by address.
         self.guesses = Buckets(FAILURES_PER_S, FAILURE_BURST)
 
     def forget(self) -> None:
         """Ask the store anew: tokens have changed."""
         self._known.clear()
+        self._changes += 1
 
     async def principal(self, authorization: str | None, address: str) -> Principal:
         """Whose token the Authorization header holds. Raises Problem (UNAUTHENTICATED, or
@@ -160,13 +163,14 @@ class Authenticator:
         cached = self._known.get(key)
         if cached is not None and now - cached[1] < CACHE_S:
             return cached[0]
+        changes = self._changes
         token = await asyncio.to_thread(self._store.token, key)
         if token is None:
             self._known.pop(key, None)
-            return None
-        self._known[key] = (token, now)
-        if len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
+        elif changes == self._changes:  # else it may have been revoked since it was read
+            self._known[key] = (token, now)
+            if len(self._known) > _MEMORY:
+                self._known.popitem(last=False)
         return token
 
     def _refusal(self, address: str, detail: str) -> Problem:

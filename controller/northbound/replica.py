@@ -66,14 +66,17 @@ class Replica:
         self._poked.set()
 
     def committed(self, changes: list[Change]) -> None:
-        """This process has written `changes`: they are taken over as they are where nothing
-        of others lies between, and else read from the store soon."""
-        if changes and changes[0].revision == self.state.revision + 1:
-            for change in changes:
+        """This process has written `changes`, in one commit or in several: they are taken over
+        as they are up to where something of others lies between, and the rest is read from the
+        store soon."""
+        for change in changes:
+            if change.revision > self.state.revision + 1:
+                self.poke()
+                break
+            if change.revision > self.state.revision:
                 self._apply(change)
+        if changes:
             self._notify()
-        elif changes and changes[-1].revision > self.state.revision:
-            self.poke()
 
     async def reach(self, revision: int) -> None:
         """Return once `state` holds `revision`, which is committed. Raises StoreError."""

@@ -58,10 +58,10 @@ class Timeseries:
         raise HistoryUnavailable(cause, "see the log of the brain, and try again")
 
     async def _run(self) -> None:
-        # Here, because the engines are slow to import, and events need nothing of them.
-        opening = await asyncio.to_thread(import_module, "controller.history.opening")
         while not self._stopping.is_set():
             try:
+                # Here, because the engines are slow to import, and events need nothing of them.
+                opening = await asyncio.to_thread(import_module, "controller.history.opening")
                 with contextlib.ExitStack() as stack:
                     context = opening.opened(self._settings)
                     self._history = await asyncio.to_thread(stack.enter_context, context)
