@@ -84,6 +84,8 @@ class Southbound:
         self._rolling = hub.Event()
         self._reported: dict[str, Progress] = {}
         self._report = hub.Event()
+        #: Switches that have gone, which the store does not know yet.
+        self._gone: set[str] = set()
         spawn(self.forever, self._follow_bell)
         spawn(self.forever, self._report_progress)
         spawn(self.forever, self._roll)
@@ -129,6 +131,7 @@ class Southbound:
         """Take in what one look at the feed shows; whether there may be more."""
         at = self.view.state.revision
         more = False
+        news: list[tuple[Record | None, Record | None]] = []
         try:
             changes = self.store.changes(at, FEED_LIMIT)
             more = len(changes) >= FEED_LIMIT
@@ -136,7 +139,12 @@ class Southbound:
             applied = self.compiler.apply(changes)
         except FeedCompacted:
             log.warning("the feed no longer has what came after revision %d; reading all", at)
-            news = []
+            applied = self.compiler.reload(self.store.snapshot())
+        except StoreError:
+            raise
+        except Exception:
+            # What was taken in of these changes, and what not, is not known any more.
+            log.exception("changes after revision %d were not understood; reading all", at)
             applied = self.compiler.reload(self.store.snapshot())
         if applied.paths:
             for session in self.sessions.values():
@@ -198,6 +206,11 @@ class Southbound:
             self._report.clear()
             self._report.wait(left)
         self._report.clear()
+        try:
+            self._tell_gone()
+        except StoreError:
+            self._report.set()  # it is still to be told
+            raise
         rows = {d: self._progress(s) for d, s in list(self.sessions.items())}
         for datapath, last in self._reported.items():
             if datapath not in rows and last.connected:
@@ -255,6 +268,7 @@ class Southbound:
         earlier = self.sessions.pop(datapath, None)
         if earlier is not None:
             earlier.close("the switch has connected again")
+        self._gone.discard(datapath)
         ports = ports_of(datapath, connection)
 
         def change(tx: Transaction) -> None:
@@ -287,7 +301,19 @@ class Southbound:
                 del self.sessions[datapath]
                 log.warning("a switch is disconnected", extra={"datapath": datapath})
                 self.report()
-                self.write(lambda tx, d=datapath: _mark_disconnected(tx, d))  # type: ignore[misc]
+                self._gone.add(datapath)
+                try:
+                    self._tell_gone()
+                except StoreError as cause:  # it is told with the next report
+                    log.error("the store cannot be used: %s", cause)
+
+    def _tell_gone(self) -> None:
+        """Have the store know which switches have gone."""
+        gone = set(self._gone)
+        if gone:
+            # One that has come back meanwhile is no longer among them.
+            self.write(lambda tx: _mark_disconnected(tx, gone & self._gone))
+        self._gone -= gone
 
     def ports_changed(self, datapath: str) -> None:
         """The ports of a connected switch differ from what the store has."""
@@ -297,10 +323,11 @@ class Southbound:
             self.write(lambda tx: _put_ports(tx, datapath, ports))
 
 
-def _mark_disconnected(tx: Transaction, datapath: str) -> None:
-    known = tx.get(Datapath, datapath)
-    if known is not None:
-        tx.put(known.model_copy(update={"connected": False}))
+def _mark_disconnected(tx: Transaction, datapaths: set[str]) -> None:
+    for datapath in datapaths:
+        known = tx.get(Datapath, datapath)
+        if known is not None:
+            tx.put(known.model_copy(update={"connected": False}))
 
 
 def ports_of(datapath: str, connection: Connection) -> dict[int, Port]:

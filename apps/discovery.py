@@ -28,6 +28,7 @@ from controller.model.addresses import format_dpid
 from controller.model.nouns import Link, Port, Record
 from controller.observe.latency import Latencies, is_news
 from controller.settings import safe_directory
+from controller.store import StoreError
 from controller.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,16 @@ class Discovery(App):
         self._news.clear()
         found, self._found = self._found, {}
         edits, self._edits = self._edits, {}
-        self.southbound.write(lambda tx: _apply(tx, found, edits))
+        try:
+            self.southbound.write(lambda tx: _apply(tx, found, edits))
+        except StoreError:
+            # Frames over a link that is not known come ever less often: keep what they told.
+            self._found = found | self._found
+            self._edits = {
+                key: edits.get(key, []) + self._edits.get(key, []) for key in {*edits, *self._edits}
+            }
+            self._news.set()
+            raise
 
     def _expire(self) -> None:
         """Take down links over which nothing came for long, though both ends could speak."""
@@ -214,7 +224,7 @@ def _apply(tx: Transaction, found: dict[str, Link], edits: dict[str, list[Edit]]
             "a link was discovered",
             extra={"link": link.key, "to": f"{link.to_datapath}:{link.to_port}"},
         )
-        tx.put(link)
+        tx.put(_if_alive(tx, link))
     for key, changes in edits.items():
         known = tx.get(Link, key)
         if known is None:
@@ -222,12 +232,22 @@ def _apply(tx: Transaction, found: dict[str, Link], edits: dict[str, list[Edit]]
         link = known
         for change in changes:
             link = change(link)
+        link = _if_alive(tx, link)
         if link.up and not known.up:
             log.info(
                 "a link is up",
                 extra={"link": link.key, "to": f"{link.to_datapath}:{link.to_port}"},
             )
         tx.put(link)
+
+
+def _if_alive(tx: Transaction, link: Link) -> Link:
+    """The link, and down where one of its ports has died since a frame came over it."""
+    ends = (link.key, f"{link.to_datapath}:{link.to_port}")
+    ports = [port for end in ends if (port := tx.get(Port, end)) is not None]
+    if all(port.live for port in ports):
+        return link
+    return link.model_copy(update={"up": False})
 
 
 def _secret(state_dir: Path) -> bytes:

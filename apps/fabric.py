@@ -79,6 +79,13 @@ class Fabric(App):
                     extra={"address": event.datapath.address},
                 )
                 close(event.datapath)
+            except Exception:
+                # Connected and yet kept by nobody, it would stay as it is for ever.
+                log.exception(
+                    "a switch is sent away, to connect again: it could not be taken in",
+                    extra={"address": event.datapath.address},
+                )
+                close(event.datapath)
         else:
             self.southbound.disconnect(event.datapath)
 
@@ -102,7 +109,7 @@ class Fabric(App):
         try:
             for datapath in sorted(gathered):
                 self.southbound.ports_changed(datapath)
-        except StoreError:
+        except Exception:
             self._changed_ports |= gathered
             self._ports_changed.set()
             raise
