@@ -11,7 +11,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -67,9 +68,17 @@ class Agent:
         gauges: list[Gauge] = []
         if chosen.bridge:
             # Here, because with it comes all of eventlet, which a host without it needs not.
-            from controller.agent.switch import Switch
+            # That it is in maintenance is known (see ARCHITECTURE.md), and no operator's concern.
+            warnings.filterwarnings("ignore", message="(?s).*Eventlet is deprecated")
+            from controller.agent.switch import IDS, Switch
 
-            self._switch = Switch(chosen.ovsdb, chosen.bridge, names.vm, self.watcher.wake)
+            self._switch = Switch(
+                chosen.ovsdb,
+                chosen.bridge,
+                names.vm,
+                self.watcher.wake,
+                () if chosen.libvirt else IDS[chosen.identify],
+            )
             self._tasks.append(self._switch)
         if chosen.libvirt:
             libvirt = Libvirt(chosen.libvirt, names.vm, self.watcher.wake)
@@ -140,6 +149,8 @@ class Agent:
         troubles = dict(sight.troubles)
         if self._prometheus is not None and self._prometheus.trouble is not None:
             troubles["prometheus"] = self._prometheus.trouble
+        hint = None if self._switch is None else self._switch.hint
+        hints = {} if hint is None else {"VMs": hint}
         return {
             "at": time.time(),
             "pid": os.getpid(),
@@ -150,9 +161,8 @@ class Agent:
             "measured_at": sight.measured_at,
             "values": sight.values,
             "prometheus_values": self._prometheus.values if self._prometheus else 0,
-            "troubles": {
-                name: {"cause": cause, "mend": mend} for name, (cause, mend) in troubles.items()
-            },
+            "troubles": _worded(troubles),
+            "hints": _worded(hints),
             "sent": self.sender.account.told(),
             "waiting": asdict(self.outbox.depth()),
             "lost": None if lost is None else asdict(lost),
@@ -171,6 +181,10 @@ class Agent:
             beside.replace(file)
         except OSError as error:
             log.warning("the status cannot be written", extra={"cause": str(error)})
+
+
+def _worded(told: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
+    return {name: {"cause": cause, "mend": mend} for name, (cause, mend) in told.items()}
 
 
 def _queues(switch: Switch, settings: Settings) -> Queues:

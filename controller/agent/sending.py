@@ -76,6 +76,8 @@ class Sender:
         self._client: Client | None = None
         self._pause_s = FIRST_PAUSE_S
         self._logged: dict[str, float] = {}
+        #: Whether the log's last word is that nothing can be told.
+        self._told_away = False
         self.account = Account()
 
     def run(self, stopping: threading.Event) -> None:
@@ -207,8 +209,13 @@ class Sender:
     # How it goes
 
     def _reached(self) -> None:
-        self.account.reached_at = time.time()
+        account = self.account
+        account.reached_at = time.time()
         self._pause_s = FIRST_PAUSE_S
+        if self._told_away:
+            self._told_away = False
+            away_s = account.reached_at - (account.trouble_since or account.reached_at)
+            log.info("the controller can be told again", extra={"away_s": round(away_s, 1)})
 
     def _put_off(self, problem: Problem) -> float:
         if problem.status == 0:
@@ -219,6 +226,7 @@ class Sender:
         """Note why, and how long to wait: twice as long each time, or as the controller asks."""
         account = self.account
         if account.trouble != cause and self._due(f"trouble {cause}"):
+            self._told_away = True
             log.warning("nothing can be told; it waits", extra={"cause": cause, "mend": mend})
         account.trouble, account.mend = cause, mend
         account.trouble_since = account.trouble_since or time.time()

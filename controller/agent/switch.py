@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,23 +56,38 @@ class Bridge:
     plugs: tuple[Plug, ...]
 
 
+#: The external_ids that name a VM, by the setting agent.identify.
+IDS = {"name": ("iface-id",), "uuid": ("vm-uuid", "vm-id"), "mac": ("attached-mac",)}
+
 #: Tells the VM that has a name, a uuid and MACs.
 VmOf = Callable[[str, str, Iterable[str]], str | None]
 
 
 class Switch:
     """The bridge `name` in the database at `remote`; `changed` is called when ports came, went,
-    or have another VM, from the task's thread."""
+    or have another VM, from the task's thread. It is told where no port ever had one of the
+    external_ids `ids`: none are looked for where others know which VMs there are."""
 
     name = "switch"
 
-    def __init__(self, remote: str, name: str, vm_of: VmOf, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        remote: str,
+        name: str,
+        vm_of: VmOf,
+        changed: Callable[[], None],
+        ids: Collection[str] = (),
+    ) -> None:
         self._remote = remote
         #: Where its sockets are.
         self.directory = control_directory(remote)
         self._bridge = name
         self._vm_of = vm_of
         self._changed = changed
+        self._ids = ids
+        #: Why no VM is found though all is in order, and what to do.
+        self.hint: tuple[str, str] | None = None
+        self._named = not ids
         self._now: Bridge | None = None
         self._cause = "it has not been read yet"
         #: Whether there was a first answer, of whatever kind.
@@ -172,7 +187,26 @@ class Switch:
         if found is None:
             return
         if found != before:
+            self._look_for_ids(found)
             self._changed()
+
+    def _look_for_ids(self, found: Bridge) -> None:
+        """Where a port once named its VM, it is known how to."""
+        ports = [plug for plug in found.plugs if plug.name != self._bridge]
+        self._named = self._named or any(plug.external.keys() & self._ids for plug in ports)
+        told, self.hint = self.hint, None
+        if self._named or not ports:
+            return
+        wanted = " or ".join(self._ids)
+        self.hint = (
+            f"no port of bridge {self._bridge} says which VM is plugged in there: external_ids "
+            f"{wanted} of its interface is looked for",
+            "Set it at each VM's port, by `ovs-vsctl set Interface PORT external_ids:"
+            f"{next(iter(self._ids))}=…`, or choose another by agent.identify.",
+        )
+        if told is None:
+            cause, mend = self.hint
+            log.warning("no VM is found", extra={"cause": cause, "mend": mend})
 
 
 def read(replica: Any, name: str) -> Bridge | None:

@@ -133,7 +133,9 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
             ("samples lost", _lost(lost)),
         ]
     )
-    troubles = [(name, told["cause"], told["mend"]) for name, told in found["troubles"].items()]
+    # An agent of before there were hints may have written it.
+    noted = found["troubles"] | found.get("hints", {})
+    troubles = [(name, told["cause"], told["mend"]) for name, told in noted.items()]
     if sent["trouble"]:
         troubles.append(("controller", sent["trouble"], sent["mend"]))
     for name, cause, mend in troubles:

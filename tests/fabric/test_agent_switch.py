@@ -134,3 +134,28 @@ def test_a_mac_names_the_vm_and_a_switch_that_is_away_removes_nobody(world: Worl
         assert second.outbox.events(9) == []
     assert placed(world, "by-mac") == (here, (port,))
     world.drop(guest)
+
+
+def test_ports_that_name_no_vm_are_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    subnet = world.subnet("bare", world.tenant("bare").id, "10.3.0.0/24")
+    here = world.lab.fabric.hosts[0].name
+    guest = world.define("bare", subnet)
+    port = plug(world, guest, here, vm_id="of-another-kind")
+    with agent(world, here) as first:
+        wait_until(lambda: first.status()["hints"], "it is told")
+        told = first.status()["hints"]["VMs"]
+        assert f"no port of bridge {world.edge(here)}" in told["cause"]
+        assert "external_ids iface-id" in told["cause"]
+        assert "external_ids:iface-id=" in told["mend"]
+        world.lab.vsctl("set", "Interface", port, "external_ids:more=1")
+        world.lab.vsctl("set", "Interface", port, "external_ids:iface-id=bare")
+        wait_until(lambda: placed(world, "bare") == (here, (port,)), "the agent places the VM")
+        assert first.status()["hints"] == {}
+        guest.unplug(port)
+        wait_until(lambda: placed(world, "bare") is None, "the agent removes the VM")
+        # How a port names its VM is known by now: there is none, as may be.
+        assert first.status()["hints"] == {}
+    assert [r.getMessage() for r in caplog.records].count("no VM is found") == 1
+    world.drop(guest)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from northbound_server import EDGES
 
-from controller.agent.agent import notify
+from controller.agent.agent import DIRECTORY, STATUS, notify
 from controller.api import NewToken, Role
 from controller.client import Client
 from controller.model.nouns import Host, Subnet, Tenant, Vm
@@ -119,6 +119,30 @@ def test_once_looks_measures_sends_and_says_so(place: Place, run: Run) -> None:
     assert status["sent"]["events"] == {"applied": 1}
     assert status["sent"]["samples_taken"] == status["values"] > 10
     assert status["troubles"] == {}
+
+
+def test_a_bridge_says_nothing_beside_its_lines(place: Place, tmp_path: Path) -> None:
+    """With it comes eventlet, which warns of itself."""
+    nowhere = {"BRIDGE": "br-int", "OVSDB": f"unix:{tmp_path}/db.sock", "LIBVIRT": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "controller.cli", "agent", "--once"],
+        env=place.shown(place.own) | {f"PLEACH_AGENT__{k}": v for k, v in nowhere.items()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bridge br-int at unix:" in done.stdout
+
+
+def test_hints_are_shown(place: Place, run: Run) -> None:
+    status = told(run(place.shown(place.own), "--once", "--json"))
+    assert status["hints"] == {}
+    hint = {"VMs": {"cause": "no port names a VM", "mend": "set iface-id"}}
+    (place.state_dir / DIRECTORY / STATUS).write_text(json.dumps({**status, "hints": hint}))
+    out = run(place.environment, "--status")[1]
+    assert "VMs: no port names a VM\n  mend: set iface-id" in out
 
 
 def test_without_a_certificate_nothing_is_told_and_why_is(place: Place, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -80,7 +81,11 @@ def memory(served: Running, vm: str, start: float) -> list[float | None]:
         return list(client.history(vm, ["memory"], start, start + 3_600).metrics["memory"])
 
 
-def test_events_and_samples_outlast_a_controller_that_is_away(world: World) -> None:
+def test_events_and_samples_outlast_a_controller_that_is_away(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That it is away is told once, and that it is there again."""
+    caplog.set_level(logging.INFO, "controller.agent")
     start = float(round(time.time())) - 600
     with world.controller():
         world.tell("vm0")
@@ -90,6 +95,7 @@ def test_events_and_samples_outlast_a_controller_that_is_away(world: World) -> N
     world.tell("vm1", EventType.VM_PLACED, "p2")
     for n in range(1, 5):
         world.measure(start + n, float(n))
+    assert world.sender.once() > 0
     assert world.sender.once() > 0
     assert "127.0.0.1:9" in world.sender.account.trouble
     assert "pleach brain" in world.sender.account.mend
@@ -102,6 +108,8 @@ def test_events_and_samples_outlast_a_controller_that_is_away(world: World) -> N
             assert client.vm("vm1").placement is not None
         assert memory(served, "vm0", start) == [0, 1, 2, 3, 4]
     assert world.outbox.depth().events == world.outbox.depth().ticks == 0
+    told = [r.getMessage() for r in caplog.records if r.name == "controller.agent.sending"]
+    assert told == ["nothing can be told; it waits", "the controller can be told again"]
 
 
 def test_what_was_taken_before_a_crash_is_not_taken_again(
