@@ -14,6 +14,7 @@ import yaml
 from controller.api import NewToken
 from controller.commands.common import (
     PLACE,
+    Failure,
     Json,
     client,
     made,
@@ -22,6 +23,7 @@ from controller.commands.common import (
     show_json,
     show_table,
 )
+from controller.commands.settings_help import explained
 from controller.settings import masked
 from controller.store import Store, copy_store
 from controller.store import backup as back_up
@@ -138,3 +140,14 @@ def show(as_json: Json = False) -> None:
         typer.echo(yaml.safe_dump(values, sort_keys=False).rstrip())
     else:
         show_fields([])
+
+
+@config.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="Such as paths or paths.hedge; all without.")] = "",
+) -> None:
+    """Say what settings mean, as YAML that a file of settings can begin with."""
+    try:
+        typer.echo(explained(settings().model_dump(mode="json"), key))
+    except ValueError as error:
+        raise Failure(str(error), "`pleach settings show` lists all there are.") from None

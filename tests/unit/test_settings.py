@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from controller.commands.settings_help import explained
 from controller.settings import (
     Settings,
     SettingsError,
@@ -236,3 +238,23 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="belongs to user 65534"):
         safe_directory(path)
     assert safe_directory(path, owner=65_534) == path
+
+
+def test_every_setting_is_explained_as_yaml_that_is_a_file_of_settings(tmp_path: Path) -> None:
+    values = load(None, {"PLEACH_STATE_DIR": str(tmp_path)}).model_dump(mode="json")
+    told = explained(values)
+    assert yaml.safe_load(told) == values
+    assert "# Whether paths are chosen" in told
+    assert "# The REST door." in told
+    # One comment stands above several, and once.
+    assert told.count("then means over 5 minutes") == 1
+    assert explained(values, "history.hourly_days").splitlines() == [
+        "# Days for which samples are kept, then means over 5 minutes, then over an hour.",
+        f"hourly_days: {values['history']['hourly_days']}",
+    ]
+    assert yaml.safe_load(explained(values, "northbound.tls")) == {
+        "tls": values["northbound"]["tls"]
+    }
+    for wrong in ("nothing", "paths.nothing", "paths.hedge.more"):
+        with pytest.raises(ValueError, match=wrong):
+            explained(values, wrong)
