@@ -26,6 +26,7 @@ from controller.commands.common import (
     show_table,
 )
 from controller.model.nouns import Migration, Nic, Phase, Placement, Vm
+from controller.observe.migrations import WORDS
 
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
 
@@ -142,13 +143,17 @@ def _show_status(told: VmStatus, as_json: bool) -> None:
             ("status", told.status),
             ("host", place.host if place else None),
             ("ports", place.ports if place else None),
-            ("migration", f"{move.id}: {move.phase}, to {move.target}" if move else None),
+            ("migration", _move(move) if move else None),
             ("revision", told.revision),
             ("confirmed", datetime.fromtimestamp(at, UTC).isoformat() if at else None),
             *(("waiting for", what) for what in told.waiting_for),
             ("unreachable", told.unreachable),
         ]
     )
+
+
+def _move(move: Migration) -> str:
+    return f"{move.id}: {move.phase}, to {move.target}: {WORDS[move.phase]}"
 
 
 def _settle(

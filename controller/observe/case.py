@@ -187,7 +187,9 @@ class Case:
             if not started:
                 return migration, ""
             moved = migration.model_copy(update={"ports": here.ports})
-            return migrations.activate(moved, self.now, "event")[0], f": migration {name} is done"
+            after, _ = migrations.activate(moved, self.now, "event")
+            words = migrations.WORDS[after.phase]
+            return after, f": migration {name} is {after.phase}: {words}"
         if at_source and started:
             same = migration.model_copy(update={"source_ports": here.ports})
             return same, f", while migration {name} goes on"

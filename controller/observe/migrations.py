@@ -14,6 +14,13 @@ from typing import Literal
 
 from controller.model.nouns import Migration, Phase, Placement
 
+#: What the phases of an open migration are, in words.
+WORDS = {
+    Phase.STARTED: "packets for the VM go to both places",
+    Phase.ACTIVATED: "the VM runs there, and its old place drains",
+    Phase.SETTLING: "the VM runs there, and its connections are given grace",
+}
+
 
 def activate(
     migration: Migration, at: float, by: Literal["packet", "event"]

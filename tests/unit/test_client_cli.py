@@ -234,12 +234,20 @@ def test_vms_are_listed_with_where_they_are_also_as_json(pleach: Run) -> None:
 
 def test_a_vm_is_placed_moved_and_removed(served: Running, pleach: Run) -> None:
     assert pleach("vm", "place", "vm0", "h1", "p", "--no-wait")[1].startswith("applied")
+    assert pleach("vm", "place", "vm1", "h1", "r", "--no-wait")[1].startswith("applied")
     code, out, _ = pleach("vm", "migrate", "vm0", "h2", "q", "--id", "m1", "--no-wait")
     assert (code, out.split(":")[0]) == (0, "applied")
-    assert "migrating" in pleach("vm", "show", "vm0")[1]
+    shown = pleach("vm", "show", "vm0")[1]
+    assert "migrating" in shown
+    assert "m1: started, to h2: packets for the VM go to both places" in shown
     assert pleach("vm", "fail", "vm0", "--no-wait")[0] == 0
     assert pleach("vm", "fail", "vm0", "--no-wait")[0] == 1
     assert pleach("vm", "migrate", "vm0", "h2", "q", "--complete", "--no-wait")[0] == 0
+    assert pleach("vm", "migrate", "vm1", "h2", "s", "--id", "m2", "--no-wait")[0] == 0
+    ended = pleach("vm", "complete", "vm1", "--no-wait")[1]
+    assert "migration m2 is activated: the VM runs there, and its old place drains" in ended
+    activated = "m2: activated, to h2: the VM runs there, and its old place drains"
+    assert activated in pleach("vm", "show", "vm1")[1]
     status = json.loads(pleach("vm", "show", "vm0", "--json")[1])
     assert status["placement"] == {"vm": "vm0", "host": "h2", "ports": ["q"]}
     assert pleach("vm", "update", "vm0", "--no-groups", "--port", "r", "--no-wait")[0] == 0
