@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -115,13 +116,18 @@ def loops(as_json: Json = False) -> None:
             loop.turns,
             loop.failures,
             _instant(loop.last_at),
-            "" if loop.last_s is None else f"{loop.last_s:.3g}",
+            "" if loop.last_s is None else _plain(loop.last_s),
             loop.trouble,
         )
         for loop in found
     ]
     headers = ("LOOP", "EVERY (s)", "TURNS", "FAILED", "LAST", "TOOK (s)", "TROUBLE")
     show_table(headers, rows)
+
+
+def _plain(seconds: float) -> str:
+    """At most 3 significant digits, and no exponent."""
+    return f"{Decimal(f'{seconds:.3g}'):f}"
 
 
 def _row(alert: AlertInfo) -> tuple[object, ...]:

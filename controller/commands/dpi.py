@@ -189,7 +189,7 @@ def _show_flows(found: Identified, as_json: bool) -> None:
         show_json([_plain(verdict) for verdict in verdicts])
         return
     show_table(
-        ("PROTOCOL", "FROM", "TO", "APPLICATION", "KIND", "CATEGORY", "PACKETS", "RISKS"),
+        ("PROTOCOL", "FROM", "TO", "APPLICATION", "HOW", "CATEGORY", "PACKETS", "RISKS"),
         (
             (
                 v.protocol,
@@ -223,7 +223,7 @@ def _show_services(found: Identified, as_json: bool) -> None:
         show_json([asdict(application) for application in concluded])
         return
     show_table(
-        ("SERVICE", "APPLICATION", "KIND", "CATEGORY", "FLOWS", "HANDSHAKE", "RESPONSE", "RISKS"),
+        ("SERVICE", "APPLICATION", "HOW", "CATEGORY", "FLOWS", "HANDSHAKE", "RESPONSE", "RISKS"),
         (_row(application) for application in concluded),
     )
 

@@ -15,9 +15,9 @@ from scapy.utils import rdpcap
 from typer.testing import CliRunner
 from webhook_receiver import Receiver, receiving
 
-from controller.api import NewToken
+from controller.api import LoopInfo, NewToken
 from controller.cli import app
-from controller.client import Problem
+from controller.client import Client, Problem
 from controller.observe.anomalies import book
 from controller.observe.anomalies.alerts import Alert, Kind, Signal
 from controller.observe.anomalies.book import Telling
@@ -300,3 +300,18 @@ def test_about_a_vm_that_is_gone_nothing_stands(tmp_path: Path, now: float) -> N
                 time.sleep(0.05)
             states = {alert.vm: alert.state for alert in client.alerts().items}
     assert states == {"vm0": "open", "ghost": "closed", "vm1": "closed"}
+
+
+def test_how_long_a_loop_took_is_told_without_exponents(
+    shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLEACH_URL", shared.url)
+    monkeypatch.setenv("PLEACH_TOKEN", shared.token)
+    loop = LoopInfo(
+        name="idle", every_s=60, turns=1, failures=0, last_at=1.0, last_s=0.0, trouble=""
+    )
+    took = {9.586e-06: "0.00000959", 0.0: "0", 0.01234: "0.0123", 12.345: "12.3", 3_456.7: "3460"}
+    loops = tuple(loop.model_copy(update={"last_s": seconds}) for seconds in took)
+    monkeypatch.setattr(Client, "loops", lambda _: loops)
+    lines = CliRunner().invoke(app, ["loops"]).stdout.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == list(took.values())

@@ -44,6 +44,7 @@ def test_identify(pleach: Pleach, tmp_path: Path) -> None:
         "10.0.0.2 tcp/80",
         "10.0.0.2 udp/53",
     ]
+    assert out.splitlines()[0].split()[:3] == ["SERVICE", "APPLICATION", "HOW"]
     assert "HTTP" in out.splitlines()[1]
     assert "web server" in out.splitlines()[1]
 
@@ -60,7 +61,9 @@ def test_identify(pleach: Pleach, tmp_path: Path) -> None:
         "port": 53,
         "mac": traffic.SERVER_MAC,
     }
-    assert "10.0.0.1:40001" in pleach("identify", file, "--flows")[0]
+    listed = pleach("identify", file, "--flows")[0]
+    assert listed.split()[:5] == ["PROTOCOL", "FROM", "TO", "APPLICATION", "HOW"]
+    assert "10.0.0.1:40001" in listed
 
 
 def test_identify_what_is_damaged_or_none(pleach: Pleach, tmp_path: Path) -> None:
