@@ -46,6 +46,13 @@ def test_what_is_confirmed_is_stored(ledger: Ledger) -> None:
     assert (record.tapped, record.concluded_at, record.due) == (False, 7.0, 7.0 + RULES.every_s)
 
 
+def test_connections_at_the_same_time_settle_a_service_once(ledger: Ledger) -> None:
+    """Nothing of what came beside the first is left over, to be concluded from later."""
+    [record] = judge(ledger, verdict(), verdict(), verdict(unanswered("MySQL")), verdict(UNKNOWN))
+    assert (record.application, record.flows) == ("PostgreSQL", 1)
+    assert judge(ledger, now=RULES.patience_s, known=record) == []
+
+
 def test_what_does_not_answer_is_no_service() -> None:
     assert not answered(unanswered())
     assert answered(unanswered(handshake=0.1))

@@ -42,18 +42,20 @@ class Ledger:
         """What is to be stored after verdicts on flows to services, of which `known` are stored.
 
         A flow that was not answered tells of no service, and one to a service that is known and
-        not looked at again, of nothing new.
+        not looked at again, of nothing new; so does one beside that which settled its service.
         """
-        settled = []
+        settled: dict[Service, Progress] = {}
         for service, verdict in verdicts:
             stored = known.get(f"{service.vm}:{service.protocol}:{service.port}")
             if not answered(verdict) or (stored is not None and not stored.tapped):
                 continue
+            if service in settled:
+                continue
             progress = self._services.judge(service, verdict, now)
             if progress is not None:
-                settled.append(progress)
-        settled += self._services.tick(now)
-        return [record for progress in settled if (record := _record(progress)) is not None]
+                settled[service] = progress
+        ended = [*settled.values(), *self._services.tick(now)]
+        return [record for progress in ended if (record := _record(progress)) is not None]
 
 
 def answered(verdict: Verdict) -> bool:
