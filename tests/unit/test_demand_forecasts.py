@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -57,6 +58,18 @@ def check(forecasts, count):
         told = [bool(top) for top in forecast.quantiles[:, -1] > (forecast.capacity or np.inf)]
         assert list(forecast.above_capacity) == told
         assert forecast.reason.model
+
+
+def test_what_was_never_said_is_no_forecast_of_nothing(tmp_path):
+    """In the days that models are tried on nothing was known yet: that says nothing of them."""
+    values = np.full((1, 14 * DAY_BINS), np.nan)
+    values[:, -23 * 12 :] = rhythm(1, 1)[:, : 23 * 12]
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        forecaster = Forecaster(ModelStore(tmp_path / "models"), ledger, training=SMALL)
+        forecaster.rehearse(panel_of(values), tuple(HOURS))
+        (told,) = forecaster.round(panel_of(values), HOURS).forecasts
+    assert told.reason.losses == {}
+    check([told], 1)
 
 
 def test_every_target_is_told_for_a_day(trained):

@@ -140,7 +140,9 @@ def trial(
             units = target_scales(past, targets)
             words = ask(model, past, {target: horizon(target) for target in targets})
             for target, word in words.items():
+                silent = ~np.isfinite(word).any(axis=(1, 2))
                 word = sane(word, np.full(len(past), np.nan))
+                word[silent] = np.nan  # nothing was said, which is no forecast of nothing
                 came = target.series(panel.values[:, at : at + word.shape[1] * target.bins])
                 each = loss(came, word, units[target])
                 losses += each[np.isfinite(each)].tolist()
