@@ -11,7 +11,6 @@ from controller.act.dataplane.openflow import wire
 from controller.client import Problem
 from controller.model.nouns import Host, Nic, Vm
 from mininet_labs.deployment import wait_until
-from mininet_labs.sandbox import work_dir
 from tests.certificates import Authority
 from tests.fabric.world import Tap, udp
 from tests.fakeswitch import Fakes, FakeSwitch
@@ -142,11 +141,11 @@ def test_openflow_1_0_only(world, guests):
         world.lab.vsctl("del-br", "old")
 
 
-def test_a_switch_that_speaks_tls(world, guests):
+def test_a_switch_that_speaks_tls(world, guests, tmp_path):
     """Each time that it comes it is told in a line, and by nothing else."""
     since = mark(world)
     address, port = world.lab.controller
-    authority = Authority(work_dir() / "certificates", "ours")
+    authority = Authority(tmp_path, "ours")
     badge = authority.issue("DNS:switches")
     world.lab.vsctl("set-ssl", str(badge.key), str(badge.certificate), str(authority.file))
     world.lab.vsctl("add-br", "secret", "--", "set", "bridge", "secret", "datapath_type=netdev",

@@ -28,13 +28,13 @@ HELLO = wire.HEADER.pack(wire.VERSION, wire.HELLO, 8, 1)
 
 
 @pytest.fixture(scope="module")
-def ours():
-    return Authority(work_dir() / "certificates", "ours")
+def ours(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates"), "ours")
 
 
 @pytest.fixture(scope="module")
-def others():
-    return Authority(work_dir() / "certificates", "others")
+def others(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates"), "others")
 
 
 @pytest.fixture(scope="module")
