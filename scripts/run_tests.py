@@ -138,7 +138,7 @@ def _all(runs: Sequence[Run]) -> int:
             print(f"\n---- {run.title} ----", flush=True)
             report = temporary / "report.xml"
             fault = _run(run, environment, report)
-            failed += _failed(report)
+            failed += [f"{run.title}: {test}" for test in _failed(report)]
             times.append(f"{run.title} {time.monotonic() - started:.0f} s")
             if fault:
                 faults.append(f"{run.title}: {fault}")
