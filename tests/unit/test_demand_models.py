@@ -160,22 +160,21 @@ def test_a_training_that_fails_leaves_the_model_that_there_is(model, tmp_path, m
     assert "no memory" in done.reason
 
 
-def test_who_was_tried_without_the_newest_days_makes_room_for_who_learned_of_them(
-    tmp_path, monkeypatch
-):
+def test_what_was_tried_without_the_newest_days_learns_of_them_too(tmp_path, monkeypatch):
     asked = []
 
-    def watched(panels, *_, training, **__):
-        asked.append((panels[0].end, training.descent.epochs))
-        return train(panels, training=SMALL)
+    def watched(panels, *_, begin=None, **__):
+        asked.append((panels[0].end, begin))
+        return train(panels, training=SMALL, begin=begin)
 
     monkeypatch.setattr(global_model, "train", watched)
     panel = panel_of(rhythm(8, 4))
     done = retrain(ModelStore(tmp_path), [panel], MONDAY)
     assert done.taken
-    (before, shorter), (now, whole) = asked
+    (before, nothing), (now, tried) = asked
     assert (before, now) == (panel.end - HELD_OUT * 86_400, panel.end)
-    assert shorter < whole
+    assert nothing is None
+    assert tried is not None
     assert done.kept.about.last == panel.end
 
 

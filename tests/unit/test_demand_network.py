@@ -30,9 +30,9 @@ def examples(count=6_000, seed=0):
     return Examples(rows, values, np.ones(count), ("a", "b", "c"), 2)
 
 
-def learn(shown, descent, seed):
-    learner = Learner(descent, np.random.default_rng(seed))
-    learner.study(lesson(shown))
+def learn(shown, descent, seed, begin=None):
+    learner = Learner(descent, np.random.default_rng(seed), begin)
+    learner.study(lesson(shown, begin))
     return learner.network()
 
 
@@ -109,6 +109,15 @@ def test_several_lessons_teach_like_a_long_one():
     short = pinball(fresh.values, learner.network()(fresh.rows.T).T).mean()
     same = np.broadcast_to(np.quantile(fresh.values, QUANTILES), (5_000, len(QUANTILES)))
     assert short < 0.6 * pinball(fresh.values, same).mean()
+
+
+def test_one_that_goes_on_keeps_what_it_knew(network):
+    further = replace(SMALL, width=8, epochs=1, rate=1e-4)
+    more = learn(examples(600, seed=5), further, 6, network)
+    fresh = examples(5_000, seed=7)
+    losses = [pinball(fresh.values, each(fresh.rows.T).T).mean() for each in (network, more)]
+    assert losses[1] < 1.1 * losses[0]
+    assert not np.array_equal(more.weights_1, network.weights_1)
 
 
 def test_the_same_seed_learns_the_same(network):

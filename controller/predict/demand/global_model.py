@@ -51,12 +51,9 @@ class Training:
     networks: int = 2
     growth: Growth = field(default_factory=Growth)
     descent: Descent = field(default_factory=Descent)
+    #: How networks go on that know most already.
+    further: Descent = field(default_factory=lambda: Descent(epochs=2, rate=5e-4))
     seed: int = 0
-
-    def shorter(self) -> Training:
-        """A shorter course, for a model that is only tried."""
-        epochs = max(1, self.descent.epochs * 3 // 5)
-        return replace(self, lessons=1, descent=replace(self.descent, epochs=epochs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +221,19 @@ def train(
     panels: Sequence[Panel],
     targets: Sequence[Target] = tuple(Target),
     training: Training | None = None,
+    begin: GlobalModel | None = None,
 ) -> GlobalModel:
-    """Learn from all of `panels`, which are of one family. Raises ValueError where they hold less
-    than two days, or nothing that is known."""
+    """Learn from all of `panels`, which are of one family; networks go on from those of `begin`.
+    Raises ValueError where they hold less than two days, or nothing that is known."""
     how = training or Training()
     families = {panel.metric.family for panel in panels}
     if len(families) != 1:
         raise ValueError(f"metrics of one family are learned together, not {sorted(families)}")
     rng = np.random.default_rng(how.seed)
-    learned = {target: _learned(panels, target, how, rng) for target in targets}
+    learned = {
+        target: _learned(panels, target, how, rng, begin.learned[target].networks if begin else ())
+        for target in targets
+    }
     return GlobalModel(families.pop(), learned)
 
 
@@ -241,12 +242,17 @@ def _learned(
     target: Target,
     how: Training,
     rng: np.random.Generator,
+    begin: Sequence[Network],
 ) -> Learned:
     shown = examples(panels, target, how.rows, rng)
     trees = boosted.grow(shown, how.growth, rng)
-    learners = [Learner(how.descent, own) for own in rng.spawn(how.networks)]
-    lessons = how.lessons if target is Target.FIVE_MINUTES else 1
-    given = network.lesson(shown)
+    known = [*begin, *[None] * how.networks][: how.networks]
+    learners = [
+        Learner(how.further if one else how.descent, own, one)
+        for own, one in zip(rng.spawn(how.networks), known, strict=True)
+    ]
+    lessons = how.lessons if target is Target.FIVE_MINUTES and not begin else 1
+    given = network.lesson(shown, begin[0] if begin else None)
     for number in range(lessons):
         if number:
             shown = examples(panels, target, how.rows, rng)

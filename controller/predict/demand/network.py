@@ -171,7 +171,7 @@ class Lesson:
     spread: _Floats
 
 
-def lesson(shown: Examples, like: Lesson | None = None) -> Lesson:
+def lesson(shown: Examples, like: Lesson | Network | None = None) -> Lesson:
     """What is shown, scaled as for `like`, or as it needs to be."""
     middle, spread = (like.middle, like.spread) if like else _usual(shown.rows)
     share = shown.weights / shown.weights.sum()
@@ -180,10 +180,16 @@ def lesson(shown: Examples, like: Lesson | None = None) -> Lesson:
 
 
 class Learner:
-    """A network that learns, from one lesson or from several that are scaled alike."""
+    """A network that learns, from one lesson or from several that are alike.
 
-    def __init__(self, descent: Descent, rng: np.random.Generator) -> None:
-        self._descent, self._rng = descent, rng
+    One that begins with what `begin` knows, which must be of lessons scaled alike, needs fewer
+    epochs.
+    """
+
+    def __init__(
+        self, descent: Descent, rng: np.random.Generator, begin: Network | None = None
+    ) -> None:
+        self._descent, self._rng, self._begin = descent, rng, begin
         self._state: _State | None = None
         self._scaled: tuple[_Floats, _Floats] | None = None  # middle and spread
         self._done = 0.0
@@ -193,7 +199,10 @@ class Learner:
         part of the whole course."""
         descent, rng = self._descent, self._rng
         if self._state is None:
-            self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
+            if self._begin:
+                self._state = _State.gone_on(self._begin)
+            else:
+                self._state = _State.begun(given.rows.shape[1], descent.width, given.seen, rng)
             self._scaled = given.middle, given.spread
         # Few examples are learned in small steps: otherwise there would be too few of these.
         batch = min(descent.batch, len(given.rows), max(_SMALLEST, len(given.rows) // _STEPS))
@@ -257,6 +266,17 @@ class _State:
             weights[...] = rng.uniform(-limit, limit, weights.shape)
         shares = state.layers[3][0]
         shares[...] = rng.normal(scale=_ALIKE, size=shares.shape)
+        return state
+
+    @classmethod
+    def gone_on(cls, begin: Network) -> _State:
+        """With the weights of `begin`."""
+        known = begin.layers()
+        state = cls([(len(weights), len(biases)) for _, weights, biases in known])
+        for (weights, biases), (_, from_weights, from_biases) in zip(
+            state.layers, known, strict=True
+        ):
+            weights[...], biases[...] = from_weights, from_biases
         return state
 
     def descend(

@@ -2,8 +2,8 @@
 and how wide its intervals have to be.
 
 A model that is worse than the one in use is not taken, nor one whose training failed: the last
-good one goes on. Where one is good enough, another is learned with the held-out days too, in a
-longer course, because the newest days say most about the next.
+good one goes on. One that is good enough is learned once more with the held-out days, because
+the newest days say most about the next.
 """
 
 from __future__ import annotations
@@ -99,16 +99,14 @@ def retrain(
     current = store.newest(family)
     if min(_reach(panel) for panel in panels) < LEAST:
         return _not_taken(current, family, f"less than {LEAST // DAY_BINS} days of past")
-    held, how = HELD_OUT * DAY_BINS, training or Training()
+    held = HELD_OUT * DAY_BINS
     try:
-        known = [panel.until(panel.bins - held) for panel in panels]
-        candidate = global_model.train(known, training=how.shorter())
+        candidate = global_model.train([p.until(p.bins - held) for p in panels], training=training)
         new = trial(candidate, panels, held)
         naive = trial(SeasonalNaive(), panels, held)
         old = trial(current.model, panels, held) if current else None
         bad = _bad(new, old)
-        # Anew: going on from the candidate told hours 1 % worse.
-        model = None if bad else global_model.train(panels, training=how)
+        model = None if bad else global_model.train(panels, training=training, begin=candidate)
     # Whatever goes wrong in learning, from memory to a value that nobody thought of: forecasts
     # go on with the model that there is, and the cause is in the log.
     except Exception as error:
