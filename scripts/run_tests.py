@@ -163,7 +163,7 @@ def _run(run: Run, environment: dict[str, str], report: Path) -> str | None:
     Raises _Stop after the run has ended, where one came."""
     # In a process group of its own: what a terminal sends it comes from here, and so once.
     child = subprocess.Popen(
-        (*run.command, f"--junitxml={report}"),
+        (*run.command, f"--junitxml={report}", "-o", "junit_family=xunit1"),
         env={**environment, **run.settings},
         stdin=subprocess.DEVNULL,
         process_group=0,
