@@ -17,21 +17,14 @@ from numpy.typing import NDArray
 from controller.predict.demand.series import Array
 from controller.predict.demand.targets import Target
 
-#: Parts and the peak of the whole that they are lowered by.
-_LOWERED = (
+#: Parts and the peak of the whole, in the order in which parts are lowered; peaks are raised in
+#: the opposite one.
+_PARTS = (
     (Target.HOUR_PEAKS, Target.DAY_PEAK),
     (Target.HOURS, Target.DAY_PEAK),
     (Target.FIVE_MINUTES, Target.DAY_PEAK),
     (Target.HOURS, Target.HOUR_PEAKS),
     (Target.FIVE_MINUTES, Target.HOUR_PEAKS),
-)
-#: Parts and the peak of the whole that is raised by them.
-_RAISED = (
-    (Target.FIVE_MINUTES, Target.HOUR_PEAKS),
-    (Target.HOURS, Target.HOUR_PEAKS),
-    (Target.FIVE_MINUTES, Target.DAY_PEAK),
-    (Target.HOURS, Target.DAY_PEAK),
-    (Target.HOUR_PEAKS, Target.DAY_PEAK),
 )
 
 
@@ -41,19 +34,19 @@ def coherent(
     """`told`, quantiles [series, steps, levels] of targets from one origin on, made to agree.
     `sure` says of which series [series] a peak is believed rather than its parts."""
     out = {target: values.copy() for target, values in told.items()}
-    for part, whole in _LOWERED:
-        if part in out and whole in out:
-            above = np.repeat(out[whole], whole.bins // part.bins, axis=1)
-            here = out[part][:, : above.shape[1]]
-            above = above[:, : here.shape[1]]
-            if part is Target.FIVE_MINUTES:
-                above = np.maximum(above, here[..., :1])
-            np.minimum(here, above, out=here, where=sure[whole][:, None, None])
-    for part, whole in _RAISED:
-        if part in out and whole in out:
-            steps = whole.bins // part.bins
-            for step, at in enumerate(range(0, out[part].shape[1], steps)):
-                if step < out[whole].shape[1]:
-                    here = out[whole][:, step]
-                    np.maximum(here, out[part][:, at : at + steps].max(axis=1), out=here)
+    pairs = [(part, whole) for part, whole in _PARTS if part in out and whole in out]
+    for part, whole in pairs:
+        above = np.repeat(out[whole], whole.bins // part.bins, axis=1)
+        here = out[part][:, : above.shape[1]]
+        above = above[:, : here.shape[1]]
+        if part is Target.FIVE_MINUTES:
+            above = np.maximum(above, here[..., :1])
+        np.minimum(here, above, out=here, where=sure[whole][:, None, None])
+    for part, whole in reversed(pairs):
+        steps = whole.bins // part.bins
+        for step in range(out[whole].shape[1]):
+            parts = out[part][:, step * steps : (step + 1) * steps]
+            if parts.shape[1]:
+                here = out[whole][:, step]
+                np.maximum(here, parts.max(axis=1), out=here)
     return out
