@@ -137,8 +137,10 @@ def _all(runs: Sequence[Run]) -> int:
             started = time.monotonic()
             print(f"\n---- {run.title} ----", flush=True)
             report = temporary / "report.xml"
-            fault = _run(run, environment, report)
-            failed += [f"{run.title}: {test}" for test in _failed(report)]
+            try:
+                fault = _run(run, environment, report)
+            finally:  # a run that is interrupted reports too
+                failed += [f"{run.title}: {test}" for test in _failed(report)]
             times.append(f"{run.title} {time.monotonic() - started:.0f} s")
             if fault:
                 faults.append(f"{run.title}: {fault}")
