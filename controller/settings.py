@@ -751,7 +751,7 @@ def _leaves(model: type[BaseModel], above: tuple[str, ...] = ()) -> list[tuple[s
     return leaves
 
 
-def _model(loc: tuple[str, ...], root: type[BaseModel] | None = None) -> type[BaseModel] | None:
+def section_at(loc: tuple[str, ...], root: type[BaseModel] | None = None) -> type[BaseModel] | None:
     """The section at `loc` of `root`, by default of all settings."""
     model: type[BaseModel] = root or Settings
     for part in loc:
@@ -765,7 +765,7 @@ def _model(loc: tuple[str, ...], root: type[BaseModel] | None = None) -> type[Ba
 
 def _adapter(loc: tuple[str, ...]) -> TypeAdapter[Any]:
     """What makes a value of the field `loc` of text."""
-    section = _model(loc[:-1])
+    section = section_at(loc[:-1])
     assert section is not None
     field = section.model_fields[loc[-1]]
     annotation: Any = field.annotation
@@ -786,7 +786,7 @@ def _explain(
         at = at[:-1]
     place = places.get(at, source)
     if error["type"] == "extra_forbidden":
-        section = _model(loc[:-1], root)
+        section = section_at(loc[:-1], root)
         if section is StoreSettings and loc[-1] in ENGINES:
             hint = "the store has one engine, which store.url names"
         else:
@@ -802,7 +802,7 @@ def _message(error: dict[str, Any]) -> str:
 
 
 def _choices(loc: tuple[str, ...], root: type[BaseModel] | None) -> str:
-    section = _model(loc[:-1], root) if loc else None
+    section = section_at(loc[:-1], root) if loc else None
     field = section.model_fields.get(loc[-1]) if section else None
     if field is not None and get_args(field.annotation) and isinstance(field.default, str):
         return "choose one of " + ", ".join(map(str, get_args(field.annotation)))

@@ -7,12 +7,12 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from controller import settings
+from controller.settings import section_at
 
 _MARK = "#:"
 _WIDTH = 96
@@ -21,29 +21,13 @@ _WIDTH = 96
 def explained(values: Mapping[str, Any], prefix: str = "") -> str:
     """`values`, as dumped settings, as YAML with a comment above each that has one: of all, or
     of the key or section `prefix`. ValueError where there is no such setting."""
-    path = prefix.split(".") if prefix else []
-    model: type[BaseModel] = settings.Settings
-    for part in path[:-1]:
-        model, values = _section(model, part, prefix), values[part]
-    lines = list(_lines(model, values, 0, path[-1] if path else None))
-    if not lines:
+    *above, key = prefix.split(".")
+    model = section_at(tuple(above))
+    if model is None or (key and key not in model.model_fields):
         raise ValueError(f"there is no setting {prefix}")
-    return "\n".join(lines)
-
-
-def _section(model: type[BaseModel], name: str, prefix: str) -> type[BaseModel]:
-    field = model.model_fields.get(name)
-    section = None if field is None else _model_of(field.annotation)
-    if section is None:
-        raise ValueError(f"there is no setting {prefix}")
-    return section
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    for part in above:
+        values = values[part]
+    return "\n".join(_lines(model, values, 0, key or None))
 
 
 def _lines(
@@ -51,17 +35,16 @@ def _lines(
 ) -> Iterator[str]:
     comments = _comments(model)
     indent, told = "  " * depth, ""
-    for name, field in model.model_fields.items():
+    for name in model.model_fields:
         if only not in (None, name):
             continue
-        section, value = _model_of(field.annotation), values[name]
-        nested = section is not None and isinstance(value, dict)
-        words = comments[name] or (inspect.getdoc(section) if nested else "") or ""
+        section, value = section_at((name,), model), values[name]
+        words = comments[name] or (inspect.getdoc(section) if section else "") or ""
         if words != told:  # else it stands above this one too
             for line in textwrap.wrap(" ".join(words.split()), _WIDTH - len(indent)):
                 yield f"{indent}# {line}"
         told = words
-        if section is not None and isinstance(value, dict):
+        if section is not None:
             yield f"{indent}{name}:"
             yield from _lines(section, value, depth + 1, None)
         else:
@@ -87,7 +70,7 @@ def _comments(model: type[BaseModel]) -> dict[str, str]:
             at -= 1
         if above:
             words = " ".join(reversed(above))
-        elif node.lineno - 1 != below or _model_of(model.model_fields[node.target.id].annotation):
+        elif node.lineno - 1 != below or section_at((node.target.id,), model):
             words = ""
         below = node.end_lineno or node.lineno
         found[node.target.id] = words
