@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from enum import IntEnum
 from ipaddress import ip_address
@@ -21,6 +21,7 @@ from pydantic_core import to_json
 
 from controller.api import EventReply
 from controller.client import Client, Problem
+from controller.model.nouns import Vm
 from controller.settings import Settings, SettingsError, load
 from controller.store import StoreError
 
@@ -174,6 +175,12 @@ def show_event(told: EventReply, as_json: bool) -> None:
     typer.echo(f"{told.outcome}: {told.reason} (revision {told.revision})")
     for warning in told.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def refuse_unknown(pleach: Client, vm: str | None, found: Sized) -> None:
+    """Refuse a VM that is not there, which a filter that finds nothing does not tell."""
+    if vm is not None and not found:
+        pleach.get(Vm, vm)
 
 
 def made(build: Callable[[], Any]) -> Any:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from controller.commands.common import Json, client, show_json, show_table
-from controller.model.nouns import Service, Vm
+from controller.commands.common import Json, client, refuse_unknown, show_json, show_table
+from controller.model.nouns import Service
 
 
 def services(
@@ -22,8 +22,7 @@ def services(
     with client() as pleach:
         filters = {name: value for name, value in given.items() if value is not None}
         found = list(pleach.list(Service, **filters))
-        if vm is not None and not found:
-            pleach.get(Vm, vm)  # refused where there is none, which a filter does not tell
+        refuse_unknown(pleach, vm, found)
     if as_json:
         show_json(found)
         return

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from controller.api import SignatureInfo
-from controller.commands.common import Failure, Json, client, show_json, show_table
-from controller.model.nouns import Vm as VmRecord
+from controller.commands.common import Failure, Json, client, refuse_unknown, show_json, show_table
 
 Vm = Annotated[str | None, typer.Option(help="Who begins; by default all.")]
 Peer = Annotated[str | None, typer.Option(help='A VM, a prefix, or "*".')]
@@ -40,8 +39,7 @@ def signatures(
     filters = _filters(vm, peer, port, protocol, tenant, hours)
     with client() as pleach:
         found = list(pleach.signatures(**filters))
-        if vm is not None and not found:
-            pleach.get(VmRecord, vm)  # refused where there is none, which a filter does not tell
+        refuse_unknown(pleach, vm, found)
     if graph is not None:
         _write(graph, found)
         typer.echo(f"wrote {len(found)} signatures to {graph}")
@@ -81,8 +79,7 @@ def denials(
     filters = _filters(vm, peer, port, protocol, tenant, hours)
     with client() as pleach:
         found = list(pleach.denials(**filters))
-        if vm is not None and not found:
-            pleach.get(VmRecord, vm)  # as above
+        refuse_unknown(pleach, vm, found)
     if as_json:
         show_json(found)
         return
